@@ -1,0 +1,170 @@
+"""The RoPE ViT as a Detectron2 backbone: its neck alone, or under a simple feature pyramid."""
+
+import logging
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from .config import PYRAMID_STRIDE, check_rope_vit_config
+from .errors import InputError
+from .models import VARIANTS, RoPEViT, create_model
+
+logger = logging.getLogger(__name__)
+
+
+class RoPEViTBackbone(RoPEViT, Backbone):
+    """A :class:`RoPEViT` whose output is the feature map "neck", without anything behind it.
+
+    Loading a state dict that has some of its tensors but not all, or none, is an error: a detector
+    over a half-loaded backbone trains, and is bad without a word.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """
+        Args:
+            kwargs: of :class:`RoPEViT`.
+        """
+        super().__init__(**kwargs, features_only=True)
+        self._out_features = ["neck"]
+        self._out_feature_channels = {"neck": self.hidden_dim}
+        self._out_feature_strides = {"neck": self.patch_stride}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """See :meth:`RoPEViT.detection_features`."""
+        return self.detection_features(x)
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.patch_stride
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self.patch_stride}
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # Detectron2's checkpointer drops tensors of another shape before they come here, and takes
+        # what is missing with a log line; this is the one place that every load passes.
+        own = [prefix + key for key in self.state_dict()]
+        missing = [key for key in own if key not in state_dict]
+        if missing:
+            found = f"{len(own) - len(missing)} of" if len(missing) < len(own) else "none of"
+            raise InputError(
+                f"the checkpoint has {found} the {len(own)} backbone tensors in the shapes that "
+                f"MODEL.ROPE_VIT asks for (missing: {_shorten(missing)}); set MODEL.ROPE_VIT.NAME "
+                "and IMAGE_SIZE to what the checkpoint was made with, or MODEL.WEIGHTS to another "
+                "checkpoint, or to '' to start from random weights"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class RoPEViTNeck(Backbone):
+    """The neck alone, for heads that take one feature map. It holds the network as ``net``."""
+
+    def __init__(self, net: RoPEViTBackbone) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) to {"neck": (N, hidden_dim, H / stride, W / stride)}."""
+        return self.net(x)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self.net.output_shape()
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.net.size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self.net.padding_constraints
+
+
+class RoPEViTPyramid(SimpleFeaturePyramid):
+    """Detectron2's :class:`SimpleFeaturePyramid`, padding to its coarsest stride, never to a square.
+
+    Detectron2's own misspells the key that asks for padding, so that images would be cropped to
+    the grid.
+    """
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self._size_divisibility}
+
+
+def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoPEViTBackbone:
+    """The network that MODEL.ROPE_VIT describes.
+
+    Args:
+        strides: the patch strides that whatever comes behind can take.
+
+    Raises:
+        InputError: for a wrong value; names the key and the allowed values.
+    """
+    check_rope_vit_config(cfg, strides=strides)
+    options = cfg.MODEL.ROPE_VIT
+    net = create_model(
+        options.NAME,
+        image_size=options.IMAGE_SIZE,
+        patch_stride=options.PATCH_STRIDE,
+        pt_grid_size=options.PT_GRID_SIZE,
+        window_size=options.WINDOW_SIZE,
+        global_blocks=options.GLOBAL_BLOCKS,
+        drop_path_rate=options.DROP_PATH_RATE,
+        activation_checkpoint=options.ACTIVATION_CHECKPOINT,
+        cls=RoPEViTBackbone,
+    )
+    net.freeze(options.FREEZE_BLOCKS)
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        logger.info(
+            "MODEL.BACKBONE.FREEZE_AT (%d) is meant for ResNets and not read; "
+            "MODEL.ROPE_VIT.FREEZE_BLOCKS (%d) says what is frozen",
+            cfg.MODEL.BACKBONE.FREEZE_AT,
+            options.FREEZE_BLOCKS,
+        )
+    return net
+
+
+@BACKBONE_REGISTRY.register()
+def build_rope_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTNeck:
+    """The neck alone, at stride 16 or the network's own patch size."""
+    own = VARIANTS.get(cfg.MODEL.ROPE_VIT.NAME, {}).get("patch_size", PYRAMID_STRIDE)
+    return RoPEViTNeck(build_net(cfg, strides=tuple(sorted({PYRAMID_STRIDE, own}))))
+
+
+@BACKBONE_REGISTRY.register()
+def build_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTPyramid:
+    """p2 to p6, strides 4 to 64, for R-CNN heads (ViTDet, arXiv 2203.16527, section 3)."""
+    return _build_pyramid(cfg, (4.0, 2.0, 1.0, 0.5), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTPyramid:
+    """p3 to p7, strides 8 to 128, for one-stage heads."""
+    width = cfg.MODEL.FPN.OUT_CHANNELS
+    return _build_pyramid(cfg, (2.0, 1.0, 0.5), LastLevelP6P7(width, width, in_feature="p5"))
+
+
+def _build_pyramid(
+    cfg: CfgNode, scale_factors: tuple[float, ...], top_block: nn.Module
+) -> RoPEViTPyramid:
+    return RoPEViTPyramid(
+        build_net(cfg),
+        in_feature="neck",
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        scale_factors=scale_factors,
+        top_block=top_block,
+        norm=cfg.MODEL.FPN.NORM or "LN",  # "" is the default meant for ResNets; ViTDet uses LN
+    )
+
+
+def _shorten(keys: list[str], most: int = 3) -> str:
+    return ", ".join(keys[:most]) + (f", … and {len(keys) - most} more" if keys[most:] else "")

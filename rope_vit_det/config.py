@@ -1,0 +1,142 @@
+"""Every config switch of this project: the only place that defines keys and checks their values."""
+
+from typing import Any
+
+from detectron2.config import CfgNode as CN
+
+from .errors import InputError
+from .models.variants import VARIANTS
+
+PYRAMID_STRIDE = 16
+AMP_DTYPES = ("bfloat16", "float16")
+
+
+def add_rope_vit_config(cfg: CN) -> None:
+    """Adds the keys of this project, with their defaults, to a Detectron2 config.
+
+    Call it before merging a yaml that uses them. A config that has them already keeps its values.
+
+    Args:
+        cfg: from `detectron2.config.get_cfg()`; changed in place.
+    """
+    if "ROPE_VIT" in cfg.MODEL:
+        return
+    cfg.MODEL.ROPE_VIT = net = CN()
+    # The network: a key of `rope_vit_det.models.VARIANTS`.
+    net.NAME = "rope_vit_reg4_b14"
+    # Pixels, a side or [h, w], at which the weights were trained: it sets the size of the absolute
+    # position table, not that of the input. None: 224.
+    net.IMAGE_SIZE = None
+    # Pixels between patches. 16 is the only one the pyramids take: Detectron2's poolers want powers
+    # of two. A kernel of another size is resampled. The neck alone can have its own patch size.
+    net.PATCH_STRIDE = PYRAMID_STRIDE
+    # How rotary positions meet a grid other than that of pretraining (the image's grid, or a
+    # window's). None: what the architecture says. "count": positions count on, for long
+    # fine-tuning. [h, w]: they are scaled onto h x w cells, for inference or shallow fine-tuning.
+    net.PT_GRID_SIZE = None
+    # Tokens along a side of the attention windows; 0: attention over the whole grid.
+    net.WINDOW_SIZE = 0
+    # With windows, the blocks that attend over the whole grid all the same. None: the last block of
+    # each quarter. []: none.
+    net.GLOBAL_BLOCKS = None
+    # Stochastic depth of the last block, growing linearly from the first. None: the architecture's.
+    net.DROP_PATH_RATE = None
+    # 0: the whole network learns. n >= 1: stem, special tokens, position table and the first n
+    # blocks are frozen, without drop path. -1: all of it is. MODEL.BACKBONE.FREEZE_AT is not read.
+    net.FREEZE_BLOCKS = 0
+    # Recompute each block's activations in the backward pass: less memory, more time.
+    net.ACTIVATION_CHECKPOINT = False
+
+    # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
+    # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Mixed precision with SOLVER.AMP.ENABLED: "bfloat16" (GPU and CPU) or "float16" (GPU only).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+
+def check_rope_vit_config(cfg: CN, *, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> None:
+    """Checks the values under MODEL.ROPE_VIT.
+
+    Args:
+        strides: the patch strides that the backbone at hand can take.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    if "ROPE_VIT" not in cfg.MODEL:
+        raise InputError(
+            "the config has no MODEL.ROPE_VIT: call rope_vit_det.add_rope_vit_config(cfg) on it"
+        )
+    net = cfg.MODEL.ROPE_VIT
+
+    def check(key: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            raise InputError(f"MODEL.ROPE_VIT.{key} is {net[key]!r}; allowed: {allowed}")
+
+    check("NAME", net.NAME in VARIANTS, ", ".join(sorted(VARIANTS)))
+    patch, depth = VARIANTS[net.NAME]["patch_size"], VARIANTS[net.NAME]["num_layers"]
+    size = (net.IMAGE_SIZE, net.IMAGE_SIZE) if _is_size(net.IMAGE_SIZE) else net.IMAGE_SIZE
+    check(
+        "IMAGE_SIZE",
+        size is None or (_is_pair(size) and all(side % patch == 0 for side in size)),
+        f"None (224), a side in pixels or [h, w], multiples of the patch size {patch}",
+    )
+    check("PATCH_STRIDE", net.PATCH_STRIDE in strides, " or ".join(map(str, strides)))
+    check(
+        "PT_GRID_SIZE",
+        net.PT_GRID_SIZE in (None, "count") or _is_pair(net.PT_GRID_SIZE),
+        'None, "count" or [h, w], whole numbers of 1 or more',
+    )
+    check(
+        "WINDOW_SIZE",
+        net.WINDOW_SIZE == 0 or _is_size(net.WINDOW_SIZE),
+        "0 (no windows) or a whole number of tokens",
+    )
+    check(
+        "GLOBAL_BLOCKS",
+        net.GLOBAL_BLOCKS is None
+        or (
+            isinstance(net.GLOBAL_BLOCKS, list | tuple)
+            and all(type(i) is int and 0 <= i < depth for i in net.GLOBAL_BLOCKS)
+        ),
+        f"None (the last block of each quarter) or a list of block indices in 0..{depth - 1}",
+    )
+    check(
+        "DROP_PATH_RATE",
+        net.DROP_PATH_RATE is None
+        or (isinstance(net.DROP_PATH_RATE, int | float) and 0 <= net.DROP_PATH_RATE < 1),
+        "None (the architecture's) or a number from 0 to below 1",
+    )
+    check(
+        "FREEZE_BLOCKS",
+        type(net.FREEZE_BLOCKS) is int and -1 <= net.FREEZE_BLOCKS <= depth,
+        f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
+    )
+
+
+def check_solver_config(cfg: CN) -> None:
+    """Checks the SOLVER keys of this project.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise InputError(
+            f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}; allowed: above 0, up to 1 (no decay)"
+        )
+    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
+        raise InputError(
+            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; allowed: {', '.join(AMP_DTYPES)}"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        raise InputError(
+            "SOLVER.AMP.DTYPE float16 needs a GPU; on the CPU use SOLVER.AMP.DTYPE bfloat16"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_size, value))

@@ -1,0 +1,103 @@
+"""Multi-head self-attention with rotary positions, over the whole grid or over windows."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rope import Rotation, apply_rotary
+from .windows import WindowGroup
+
+
+class RotaryAttention(nn.Module):
+    """Self-attention in which the patch tokens' queries and keys carry rotary positions."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        num_special_tokens: int,
+        rotation: Rotation = "halves",
+        norm: nn.Module | None = None,
+    ) -> None:
+        """
+        Args:
+            dim: channels, a multiple of ``num_heads``.
+            num_special_tokens: leading tokens that attend to, and are attended by, all others also
+                where attention is windowed.
+            norm: applied to the heads' concatenated output before the projection, as in NormFormer
+                (arXiv 2110.09456) and EVA-02 (arXiv 2303.11331, section 2.1).
+        """
+        super().__init__()
+        if dim % num_heads != 0:
+            raise ValueError(f"dim ({dim}) must be a multiple of num_heads ({num_heads})")
+        self.num_heads = num_heads
+        self.num_special_tokens = num_special_tokens
+        self.rotation = rotation
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.norm = nn.Identity() if norm is None else norm
+        self.proj = nn.Linear(dim, dim)
+        for linear in (self.qkv, self.proj):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, S + N, C), special tokens first.
+            rope: (2, S + N, C / num_heads), the table of these tokens.
+            windows: the runs of windows among the N patch tokens; None: attention over all.
+
+        Returns:
+            Tensor: (B, S + N, C).
+        """
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
+        q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
+        v = qkv[:, :, 2]
+        if windows is None:
+            x = attend(q, k, v)
+        else:
+            x = attend_windows(q, k, v, self.num_special_tokens, windows)
+        return self.proj(self.norm(x.flatten(2)))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of (B, Nq, H, D) queries over (B, Nk, H, D) keys and values."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def attend_windows(
+    q: Tensor, k: Tensor, v: Tensor, num_special_tokens: int, windows: Sequence[WindowGroup]
+) -> Tensor:
+    """Attention within windows, with special tokens that are global.
+
+    Special tokens attend to all tokens; the tokens of a window attend to that window and to the
+    special tokens.
+
+    Args:
+        q, k, v: (B, S + N, H, D), special tokens first, the rest window by window.
+        windows: the runs of windows among the N.
+
+    Returns:
+        Tensor: (B, S + N, H, D).
+    """
+    s = num_special_tokens
+    out = [attend(q[:, :s], k, v)] if s else []
+    for start, num, tokens in windows:
+        run = slice(s + start, s + start + num * tokens)
+
+        def split(t: Tensor, run: slice = run, num: int = num) -> Tensor:
+            return t[:, run].unflatten(1, (num, -1))  # (B, num, tokens, H, D)
+
+        def with_special(t: Tensor, num: int = num, split=split) -> Tensor:
+            special = t[:, None, :s].expand(-1, num, -1, -1, -1)
+            return torch.cat((special, split(t)), dim=2).flatten(0, 1)
+
+        y = attend(split(q).flatten(0, 1), with_special(k), with_special(v))
+        out.append(y.unflatten(0, (-1, num)).flatten(1, 2))
+    return torch.cat(out, dim=1)

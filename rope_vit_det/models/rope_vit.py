@@ -1,0 +1,382 @@
+"""The vision transformer with rotary positions, register tokens and windowed attention.
+
+Parameter names and shapes are birder's (`birder.net.rope_vit`), so weights go both ways.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from ..layers.attention import RotaryAttention
+from ..layers.mlp import FeedForward, LayerScale, SwiGLU
+from ..layers.patch_embed import PatchEmbed, interpolate_position_table
+from ..layers.pooling import AttentionPool
+from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation
+from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
+
+PtGridSize = tuple[int, int] | Literal["count"] | None
+
+
+class RoPEViT(nn.Module):
+    """A plain ViT: patch stem, encoder blocks, pooling, classifier.
+
+    Tokens stand in the order [registers, class token, patches]. The three uses of the network are
+    :meth:`detection_features` (patch tokens before the final norm), :meth:`embedding` and calling
+    it (logits).
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_reg_tokens: int = 0,
+        class_token: bool = True,
+        pos_embed_special_tokens: bool = True,
+        pre_norm: bool = False,
+        post_norm: bool = True,
+        norm_layer: Literal["LayerNorm", "RMSNorm"] = "LayerNorm",
+        norm_eps: float = 1e-6,
+        mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"] = "FeedForward",
+        attn_norm: bool = False,
+        layer_scale_init_value: float | None = None,
+        attn_pool_num_heads: int | None = None,
+        attn_pool_special_tokens: bool = False,
+        rope_rotation: Rotation = "halves",
+        rope_indexing: Indexing = "ij",
+        rope_offset: int = 0,
+        rope_temperature: float = 100.0,
+        default_pt_grid_size: tuple[int, int] | None = None,
+        num_classes: int = 0,
+        image_size: tuple[int, int] = (224, 224),
+        patch_stride: int | None = None,
+        pt_grid_size: PtGridSize = None,
+        window_size: int = 0,
+        global_blocks: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        activation_checkpoint: bool = False,
+        features_only: bool = False,
+    ) -> None:
+        """
+        Args:
+            patch_size: height and width of the patch kernel, in pixels.
+            num_reg_tokens, class_token: the special tokens.
+            pos_embed_special_tokens: whether the absolute position table has entries for them.
+            pre_norm: normalises the tokens before the first block (the stem then has no bias).
+            post_norm: normalises them after the last one (not for :meth:`detection_features`).
+            attn_norm: normalises the attention output before its projection.
+            attn_pool_num_heads: pools by attention; None: the class token, or else the mean.
+            attn_pool_special_tokens: whether that attention sees the special tokens.
+            rope_rotation, rope_indexing, rope_offset, rope_temperature: see
+                :class:`~rope_vit_det.layers.rope.RotaryEmbedding2D`.
+            default_pt_grid_size: what ``pt_grid_size=None`` means; None: positions count.
+            num_classes: 0: no classifier, calling the model returns the embedding.
+            image_size: (H, W) in pixels that the absolute position table belongs to.
+            patch_stride: pixels between patches; the kernel is resampled to that size. None: the
+                patch size.
+            pt_grid_size: see :attr:`pt_grid_size`.
+            window_size: tokens along a side of the attention windows; 0: attention over the whole
+                grid in every block.
+            global_blocks: indices of the blocks that attend over the whole grid all the same;
+                None: the last block of each quarter.
+            drop_path_rate: stochastic depth of the last block, growing linearly from 0 in the
+                first (arXiv 1603.09382).
+            activation_checkpoint: recomputes each block's activations in the backward pass.
+            features_only: leaves out final norm, pooling and classifier; only
+                :meth:`detection_features` works.
+        """
+        super().__init__()
+        if any(side % patch_size for side in image_size):
+            raise ValueError(
+                f"image_size {tuple(image_size)} must be a multiple of the patch size {patch_size}"
+            )
+        if not isinstance(window_size, int) or window_size < 0:
+            raise ValueError(f"window_size must be a whole number of 0 or more, got {window_size}")
+        if global_blocks is None:
+            global_blocks = {max(num_layers * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
+        for block in global_blocks:
+            if not 0 <= block < num_layers:
+                raise ValueError(
+                    f"global_blocks must lie in 0..{num_layers - 1}, got {list(global_blocks)}"
+                )
+        self.patch_size = patch_size
+        self.patch_stride = patch_size if patch_stride is None else patch_stride
+        self.hidden_dim = hidden_dim
+        self.num_classes = num_classes
+        self.num_reg_tokens = num_reg_tokens
+        self.num_special_tokens = num_reg_tokens + int(class_token)
+        self.window_size = window_size
+        self.global_blocks = frozenset(global_blocks)
+        self.activation_checkpoint = activation_checkpoint
+        self.attn_pool_special_tokens = attn_pool_special_tokens
+        self.default_pt_grid_size = default_pt_grid_size
+        self.pt_grid_size = pt_grid_size
+        self.pos_grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.pos_special_tokens = self.num_special_tokens if pos_embed_special_tokens else 0
+
+        norm = partial(getattr(nn, norm_layer), eps=norm_eps)
+        self.conv_proj = PatchEmbed(3, hidden_dim, patch_size, self.patch_stride, bias=not pre_norm)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_dim)) if class_token else None
+        self.reg_tokens = (
+            nn.Parameter(torch.zeros(1, num_reg_tokens, hidden_dim)) if num_reg_tokens else None
+        )
+        pos_length = self.pos_special_tokens + self.pos_grid[0] * self.pos_grid[1]
+        self.pos_embedding = nn.Parameter(torch.empty(1, pos_length, hidden_dim).normal_(std=0.02))
+        self.rope = RotaryEmbedding2D(
+            hidden_dim // num_heads,
+            temperature=rope_temperature,
+            indexing=rope_indexing,
+            offset=rope_offset,
+            rotation=rope_rotation,
+        )
+        self.encoder = Encoder(
+            [
+                EncoderBlock(
+                    hidden_dim,
+                    num_heads,
+                    mlp_dim,
+                    num_special_tokens=self.num_special_tokens,
+                    norm=norm,
+                    mlp_layer=mlp_layer,
+                    attn_norm=attn_norm,
+                    layer_scale_init_value=layer_scale_init_value,
+                    drop_path=drop_path_rate * i / max(num_layers - 1, 1),
+                    rotation=rope_rotation,
+                )
+                for i in range(num_layers)
+            ],
+            pre_norm=norm(hidden_dim) if pre_norm else None,
+        )
+        self.norm = norm(hidden_dim) if post_norm and not features_only else nn.Identity()
+        self.attn_pool = None
+        if attn_pool_num_heads is not None and not features_only:
+            self.attn_pool = AttentionPool(hidden_dim, attn_pool_num_heads, mlp_dim)
+        self.classifier = nn.Linear(hidden_dim, num_classes) if num_classes else nn.Identity()
+        if num_classes:
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def pt_grid_size(self) -> PtGridSize:
+        """How rotary positions meet a grid other than the one of pretraining; may be assigned.
+
+        (h, w) scales the positions of whatever grid attention sees (the image's, or a window's)
+        onto h x w cells; "count" lets them count on; None is what the architecture says.
+        """
+        return self._pt_grid_size
+
+    @pt_grid_size.setter
+    def pt_grid_size(self, value: PtGridSize) -> None:
+        if value is not None and value != "count":
+            value = _grid_size(value)
+        self._pt_grid_size = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to logits (N, num_classes), or embeddings without a classifier."""
+        return self.classifier(self.embedding(x))
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W), multiples of the patch stride, to embeddings (N, hidden_dim)."""
+        x, _ = self._encode(x)
+        x = self.norm(x)
+        patches = x[:, self.num_special_tokens :]
+        if self.attn_pool is not None:
+            return self.attn_pool(x if self.attn_pool_special_tokens else patches)
+        if self.class_token is None:
+            return patches.mean(dim=1)
+        return x[:, self.num_reg_tokens]
+
+    def detection_features(self, x: Tensor) -> dict[str, Tensor]:
+        """The patch tokens after the last block, before the final norm, as a feature map.
+
+        Args:
+            x: images (N, 3, H, W); H and W must be multiples of the patch stride.
+
+        Returns:
+            dict: "neck", a tensor (N, hidden_dim, H / stride, W / stride).
+        """
+        x, grid = self._encode(x)
+        x = x[:, self.num_special_tokens :]
+        window = self._window(grid)
+        x = x.unflatten(1, grid) if window is None else from_windows(x, grid, window)
+        return {"neck": x.permute(0, 3, 1, 2)}
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images to all tokens after the last block, and the grid (h, w) of the patch tokens.
+
+        With windows, the patch tokens come window by window (:mod:`~rope_vit_det.layers.windows`).
+        """
+        height, width = x.shape[-2:]
+        stride = self.patch_stride
+        if height % stride or width % stride or not (height and width):
+            raise ValueError(
+                f"images of {height}x{width} px must be padded to a multiple of the patch stride "
+                f"({stride}) in height and width"
+            )
+        x = self.conv_proj(x)  # (N, C, h, w)
+        grid = (x.shape[2], x.shape[3])
+        window = self._window(grid)
+        x = self._add_special_tokens(x.flatten(2).transpose(1, 2), grid)  # (N, S + h*w, C)
+        if window is not None:
+            s = self.num_special_tokens
+            x = torch.cat((x[:, :s], to_windows(x[:, s:].unflatten(1, grid), window)), dim=1)
+
+        table = partial(
+            self.rope,
+            grid,
+            windowed_order=window,
+            pt_grid_size=self._effective_pt_grid_size(),
+            num_special_tokens=self.num_special_tokens,
+            device=x.device,
+            dtype=self._attention_dtype(x),
+        )
+        global_rope = table()
+        window_rope = windows = None
+        if window is not None:
+            window_rope, windows = table(window=window), window_groups(grid, window)
+        x = self.encoder.pre_block(x)
+        for i, block in enumerate(self.encoder.block):
+            if window is None or i in self.global_blocks:
+                args = (x, global_rope)
+            else:
+                args = (x, window_rope, windows)
+            if self.activation_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, *args, use_reentrant=False)
+            else:
+                x = block(*args)
+        return x, grid
+
+    def _add_special_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        pos = interpolate_position_table(
+            self.pos_embedding, self.pos_grid, grid, self.pos_special_tokens
+        )
+        special = [t for t in (self.reg_tokens, self.class_token) if t is not None]
+        if self.pos_special_tokens == 0:
+            x = x + pos
+        if special:
+            x = torch.cat([t.expand(len(x), -1, -1).to(x.dtype) for t in special] + [x], dim=1)
+        return x + pos if self.pos_special_tokens else x
+
+    def _window(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """The window (h, w) on this grid; None where it covers the grid, or no block has one."""
+        if self.window_size == 0 or len(self.global_blocks) == len(self.encoder.block):
+            return None
+        window = (min(self.window_size, grid[0]), min(self.window_size, grid[1]))
+        return None if window == grid else window
+
+    def _effective_pt_grid_size(self) -> tuple[int, int] | None:
+        if self.pt_grid_size == "count":
+            return None
+        return self.default_pt_grid_size if self.pt_grid_size is None else self.pt_grid_size
+
+    @staticmethod
+    def _attention_dtype(x: Tensor) -> torch.dtype:
+        """The dtype that queries and keys of these tokens will have."""
+        if torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def freeze(self, num_blocks: int) -> None:
+        """Stops training of stem, special tokens, position table and the first blocks.
+
+        Frozen blocks have no drop path: what does not learn should not be noisy.
+
+        Args:
+            num_blocks: 1 to the depth; 0: nothing is frozen; -1: all of the network.
+        """
+        depth = len(self.encoder.block)
+        if not -1 <= num_blocks <= depth:
+            raise ValueError(f"num_blocks must lie in -1..{depth}, got {num_blocks}")
+        if num_blocks == 0:
+            return
+        blocks = self.encoder.block if num_blocks == -1 else self.encoder.block[:num_blocks]
+        for block in blocks:
+            block.drop_path.p = 0.0
+        if num_blocks == -1:
+            self.requires_grad_(False)
+            return
+        self.pos_embedding.requires_grad_(False)
+        for tokens in (self.class_token, self.reg_tokens):
+            if tokens is not None:
+                tokens.requires_grad_(False)
+        for module in (self.conv_proj, self.encoder.pre_block, *blocks):
+            module.requires_grad_(False)
+
+
+class Encoder(nn.Module):
+    """The blocks, with the norm before them that some networks have."""
+
+    def __init__(self, blocks: list["EncoderBlock"], *, pre_norm: nn.Module | None) -> None:
+        super().__init__()
+        self.pre_block = nn.Sequential(*([] if pre_norm is None else [pre_norm]))
+        self.block = nn.ModuleList(blocks)
+
+
+class EncoderBlock(nn.Module):
+    """Attention and feed-forward layer, each after a norm and on a residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        num_special_tokens: int,
+        norm: Callable[[int], nn.Module],
+        mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"],
+        attn_norm: bool,
+        layer_scale_init_value: float | None,
+        drop_path: float,
+        rotation: Rotation,
+    ) -> None:
+        super().__init__()
+
+        def layer_scale() -> nn.Module:
+            if layer_scale_init_value is None:
+                return nn.Identity()
+            return LayerScale(dim, layer_scale_init_value)
+
+        self.norm1 = norm(dim)
+        self.attn = RotaryAttention(
+            dim,
+            num_heads,
+            num_special_tokens=num_special_tokens,
+            rotation=rotation,
+            norm=norm(dim) if attn_norm else None,
+        )
+        self.layer_scale_1 = layer_scale()
+        self.norm2 = norm(dim)
+        if mlp_layer == "FeedForward":
+            self.mlp = FeedForward(dim, mlp_dim)
+        else:
+            self.mlp = SwiGLU(dim, mlp_dim, norm=norm(mlp_dim) if mlp_layer != "SwiGLU" else None)
+        self.layer_scale_2 = layer_scale()
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(
+        self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
+    ) -> Tensor:
+        """(B, S + N, C) to the same; see :class:`~rope_vit_det.layers.attention.RotaryAttention`."""
+        x = x + self.drop_path(self.layer_scale_1(self.attn(self.norm1(x), rope, windows)))
+        return x + self.drop_path(self.layer_scale_2(self.mlp(self.norm2(x))))
+
+
+def _grid_size(value: Sequence[int]) -> tuple[int, int]:
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(side, int) and side > 0 for side in value)
+    ):
+        raise ValueError(
+            f'pt_grid_size must be None, "count" or two whole numbers (h, w), got {value!r}'
+        )
+    return (value[0], value[1])

@@ -1,0 +1,86 @@
+"""Named architectures, as data; names and values are birder's (`birder.net._rope_vit_configs`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .rope_vit import PtGridSize, RoPEViT
+
+_TINY = dict(hidden_dim=192, num_layers=12, num_heads=3, mlp_dim=768)
+_SMALL = dict(hidden_dim=384, num_layers=12, num_heads=6, mlp_dim=1536)
+_MEDIUM = dict(hidden_dim=512, num_layers=12, num_heads=8, mlp_dim=2048)
+_BASE = dict(hidden_dim=768, num_layers=12, num_heads=12, mlp_dim=3072, drop_path_rate=0.1)
+_LARGE = dict(hidden_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, drop_path_rate=0.1)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rope_vit_t16": dict(patch_size=16, **_TINY),
+    "rope_vit_t14": dict(patch_size=14, **_TINY),
+    "rope_vit_s16": dict(patch_size=16, **_SMALL),
+    "rope_vit_s14": dict(patch_size=14, **_SMALL),
+    "rope_vit_m16": dict(patch_size=16, **_MEDIUM),
+    "rope_vit_m14": dict(patch_size=14, **_MEDIUM),
+    "rope_vit_b16": dict(patch_size=16, **_BASE),
+    "rope_vit_b14": dict(patch_size=14, **_BASE),
+    "rope_vit_l16": dict(patch_size=16, **_LARGE),
+    "rope_vit_l14": dict(patch_size=14, **_LARGE),
+    "rope_vit_reg1_t16": dict(patch_size=16, **_TINY, num_reg_tokens=1),
+    "rope_vit_reg1_t14": dict(patch_size=14, **_TINY, num_reg_tokens=1),
+    "rope_vit_reg1_s16": dict(patch_size=16, **_SMALL, num_reg_tokens=1),
+    "rope_vit_reg1_s14": dict(patch_size=14, **_SMALL, num_reg_tokens=1),
+    "rope_vit_reg4_m16": dict(patch_size=16, **_MEDIUM, num_reg_tokens=4),
+    "rope_vit_reg4_m14": dict(patch_size=14, **_MEDIUM, num_reg_tokens=4),
+    "rope_vit_reg4_b16": dict(patch_size=16, **_BASE, num_reg_tokens=4),
+    "rope_vit_reg4_b14": dict(patch_size=14, **_BASE, num_reg_tokens=4),
+    "rope_vit_reg4_l16": dict(patch_size=16, **_LARGE, num_reg_tokens=4),
+    "rope_vit_reg4_l14": dict(patch_size=14, **_LARGE, num_reg_tokens=4),
+}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 0,
+    image_size: int | Sequence[int] | None = None,
+    patch_stride: int | None = None,
+    pt_grid_size: PtGridSize = None,
+    window_size: int = 0,
+    global_blocks: Sequence[int] | None = None,
+    drop_path_rate: float | None = None,
+    cls: type[RoPEViT] = RoPEViT,
+    **kwargs: Any,
+) -> RoPEViT:
+    """Builds a named network, with random weights.
+
+    Args:
+        name: a key of :data:`VARIANTS`.
+        num_classes: 0: no classifier.
+        image_size: pixels, a side or (H, W), that the position table belongs to; None: 224.
+        patch_stride: None: the network's patch size.
+        pt_grid_size: None: what the architecture says; "count"; or (h, w).
+        window_size: 0: attention over the whole grid.
+        global_blocks: None: the last block of each quarter; ignored without windows.
+        drop_path_rate: None: what the architecture says.
+        cls: the class to build.
+        kwargs: further arguments of :class:`RoPEViT`, in which these are explained.
+
+    Raises:
+        ValueError: for an unknown name or a wrong value.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(VARIANTS))}")
+    architecture = dict(VARIANTS[name])
+    if drop_path_rate is not None:
+        architecture["drop_path_rate"] = drop_path_rate
+    if image_size is None:
+        image_size = 224
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    return cls(
+        **architecture,
+        num_classes=num_classes,
+        image_size=tuple(image_size),
+        patch_stride=patch_stride,
+        pt_grid_size=pt_grid_size,
+        window_size=window_size,
+        global_blocks=global_blocks,
+        **kwargs,
+    )
