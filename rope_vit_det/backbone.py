@@ -85,10 +85,10 @@ class RoPEViTNeck(Backbone):
 
 
 class RoPEViTPyramid(SimpleFeaturePyramid):
-    """Detectron2's :class:`SimpleFeaturePyramid`, padding to its coarsest stride, never to a square.
+    """Detectron2's :class:`SimpleFeaturePyramid`, with images padded to a multiple of 32.
 
     Detectron2's own misspells the key that asks for padding, so that images would be cropped to
-    the grid.
+    the grid. Never padded to a square.
     """
 
     @property

@@ -364,7 +364,7 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
     ) -> Tensor:
-        """(B, S + N, C) to the same; see :class:`~rope_vit_det.layers.attention.RotaryAttention`."""
+        """(B, S + N, C) to the same; the arguments are those of :class:`RotaryAttention`."""
         x = x + self.drop_path(self.layer_scale_1(self.attn(self.norm1(x), rope, windows)))
         return x + self.drop_path(self.layer_scale_2(self.mlp(self.norm2(x))))
 

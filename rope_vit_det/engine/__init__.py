@@ -1,0 +1,5 @@
+"""Training and evaluation, only where Detectron2's own engine does not do."""
+
+from .trainer import Trainer
+
+__all__ = ["Trainer"]

@@ -1,0 +1,52 @@
+"""AdamW with layer-wise learning-rate decay over the blocks of the backbone."""
+
+import re
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from torch import nn
+
+_BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
+_TOKENS = ("class_token", "reg_tokens", "pos_embedding")
+
+
+def layer_decay_factor(name: str, decay: float, num_layers: int) -> float:
+    """The factor on a parameter's learning rate (BEiT, arXiv 2106.08254; as ViTDet applies it).
+
+    Stem, special tokens and position table are layer 0, block i is layer i + 1; the pyramid and
+    the heads learn at the full rate.
+
+    Args:
+        name: of the parameter, in the detector.
+        decay: rate of a layer relative to the next one.
+        num_layers: blocks of the backbone.
+    """
+    block = _BLOCK.match(name)
+    if block:
+        layer = int(block[1]) + 1
+    else:
+        layer = 0 if name.startswith("backbone.net.") else num_layers + 1
+    return decay ** (num_layers + 1 - layer)
+
+
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    """False for norms, biases and scales (one dimension), special tokens and position table."""
+    return parameter.dim() > 1 and name.rpartition(".")[2] not in _TOKENS
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, with SOLVER's rate, decay, layer decay and clipping."""
+    net = getattr(model.backbone, "net", None)
+    num_layers = len(net.encoder.block) if hasattr(net, "encoder") else 0
+    groups = [
+        {
+            "params": [parameter],
+            "lr": cfg.SOLVER.BASE_LR * layer_decay_factor(name, cfg.SOLVER.LAYER_DECAY, num_layers),
+            "weight_decay": cfg.SOLVER.WEIGHT_DECAY if has_weight_decay(name, parameter) else 0.0,
+        }
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    optimizer = torch.optim.AdamW(reduce_param_groups(groups), lr=cfg.SOLVER.BASE_LR)
+    return maybe_add_gradient_clipping(cfg, optimizer)
