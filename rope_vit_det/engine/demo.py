@@ -1,0 +1,96 @@
+"""The demo: a small dataset, a short training on whatever machine is there, and its pictures."""
+
+import itertools
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from tabulate import tabulate
+
+from ..data.demo import generate_demo_dataset, register_demo_dataset
+from ..evaluation.plots import draw_predictions, plot_curves
+from .main import train
+from .setup import check_config, load_config, setup
+
+NUM_PICTURES = 4
+
+
+def run_demo(config_file: str, data_dir: str, opts: Sequence[str] = ()) -> None:
+    """Generates the dataset, trains and evaluates a detector on it, draws curves and predictions.
+
+    What an earlier run left in OUTPUT_DIR is moved aside, to a folder with ".previous" behind its
+    name.
+
+    Args:
+        config_file: the yaml of the demo.
+        data_dir: where the dataset is, or is generated.
+        opts: KEY VALUE pairs over the config.
+
+    Raises:
+        InputError: for a wrong config.
+    """
+    args = Namespace(config_file=config_file, opts=list(opts), num_gpus=1, eval_only=False)
+    cfg = load_config(args)
+    _step(1, f"a dataset of drawn objects, in {data_dir}")
+    generate_demo_dataset(data_dir)
+    register_demo_dataset(data_dir)
+    check_config(cfg)
+
+    output = Path(cfg.OUTPUT_DIR)
+    _move_aside(output)
+    _step(2, f"training for {cfg.SOLVER.MAX_ITER} iterations, then evaluation")
+    setup(cfg, args)
+    results = train(cfg)
+
+    _step(3, "drawing curves and predictions")
+    plot_curves(output / "metrics.json", output / "curves.png")
+    _draw_held_out_images(cfg, output / "model_final.pth", output / "predictions.png")
+
+    _step(4, "done")
+    print(_ap_table(results))
+    print("\nIn", output)
+    for name, what in (
+        ("model_final.pth", "the trained detector"),
+        ("predictions.png", "held-out images: ground truth beside predictions"),
+        ("curves.png", "losses and AP over the iterations"),
+        ("metrics.json", "every logged number; TensorBoard: tensorboard --logdir " + str(output)),
+        ("config.yaml", "the full config"),
+    ):
+        print(f"  {name:16} {what}")
+
+
+def _step(number: int, what: str) -> None:
+    print(f"\n=== [{number}/4] {what}", flush=True)
+
+
+def _move_aside(output: Path) -> None:
+    if output.exists():
+        previous = output.with_name(output.name + ".previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        output.rename(previous)
+
+
+def _draw_held_out_images(cfg: CfgNode, weights: Path, out: Path) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(weights)
+    name = cfg.DATASETS.TEST[0]
+    images = list(itertools.islice(DatasetCatalog.get(name), NUM_PICTURES))
+    predictor = DefaultPredictor(cfg)
+    predictions = [
+        predictor(cv2.imread(image["file_name"]))["instances"].to("cpu") for image in images
+    ]
+    draw_predictions(images, predictions, MetadataCatalog.get(name), out)
+
+
+def _ap_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    columns = list(results["bbox"])
+    rows = [
+        [task, *(f"{values[column]:.1f}" for column in columns)] for task, values in results.items()
+    ]
+    return tabulate(rows, headers=["", *columns], disable_numparse=True, stralign="right")

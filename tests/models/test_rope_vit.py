@@ -1,0 +1,112 @@
+"""Behaviour of the network that no oracle network has."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import move_off_initial_values, relative_difference
+
+from rope_vit_det import create_model
+
+
+def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
+    model = create_model("rope_vit_t14")
+    for height, width in ((224, 225), (13, 28), (28, 0)):
+        with pytest.raises(ValueError, match=f"{height}x{width} px.*patch stride.*14"):
+            model.detection_features(torch.zeros(1, 3, height, width))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(name="rope_vit_x14"), "rope_vit_x14.*known are.*rope_vit_reg4_b14"),
+        (dict(image_size=225), "image_size.*multiple of the patch size 14"),
+        (dict(pt_grid_size=(16, 16, 16)), "pt_grid_size.*16, 16, 16"),
+        (dict(pt_grid_size="sixteen"), "pt_grid_size.*count.*sixteen"),
+        (dict(window_size=-1), "window_size.*-1"),
+        (dict(global_blocks=[12]), r"global_blocks.*0\.\.11"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(**{"name": "rope_vit_t14", **kwargs})
+
+
+def test_pt_grid_size_can_be_assigned_without_reloading():
+    model = move_off_initial_values(create_model("rope_vit_t14"))
+    mapped = create_model("rope_vit_t14", pt_grid_size=(16, 16)).eval()
+    mapped.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 28 * 14, 20 * 14)
+    with torch.inference_mode():
+        counting = model.detection_features(x)["neck"]
+        by_map = mapped.detection_features(x)["neck"]
+        model.pt_grid_size = (16, 16)
+        assert torch.equal(model.detection_features(x)["neck"], by_map)
+        model.pt_grid_size = "count"
+        assert torch.equal(model.detection_features(x)["neck"], counting)
+        assert relative_difference(by_map, counting) > 1e-4
+
+
+def test_tables_of_inference_serve_a_later_training_step():
+    model = create_model("rope_vit_t14", window_size=4)
+    x = torch.randn(1, 3, 8 * 14, 6 * 14)
+    with torch.inference_mode():
+        model.detection_features(x)
+    model.detection_features(x)["neck"].sum().backward()
+    assert model.encoder.block[0].attn.qkv.weight.grad.isfinite().all()
+
+
+def test_tables_are_bounded_and_stay_out_of_copies_and_state_dicts():
+    model = create_model("rope_vit_t14").eval()
+    with torch.inference_mode():
+        for cells in range(1, model.rope.max_cached_tables + 5):
+            model.detection_features(torch.zeros(1, 3, 14, 14 * cells))
+    assert len(model.rope._tables) == model.rope.max_cached_tables
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert len(twin.rope._tables) == 0
+    assert not [key for key in model.state_dict() if "rope" in key]
+
+
+def test_autocast_and_bf16_stay_close_to_float32():
+    model = move_off_initial_values(create_model("rope_vit_reg1_t14", window_size=4))
+    x = torch.randn(1, 3, 10 * 14, 14 * 14)
+    with torch.inference_mode():
+        expected = model.detection_features(x)["neck"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            neck = model.detection_features(x)["neck"]
+        assert relative_difference(neck.float(), expected) < 1e-2
+        neck = model.bfloat16().detection_features(x.bfloat16())["neck"]
+        assert relative_difference(neck.float(), expected) < 3e-2
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    plain = create_model("rope_vit_t14", drop_path_rate=0.2)
+    saving = create_model("rope_vit_t14", drop_path_rate=0.2, activation_checkpoint=True)
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 70, 84)
+    for model in (plain, saving):
+        torch.manual_seed(1)
+        model.train().detection_features(x)["neck"].square().sum().backward()
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), key
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_freeze_stops_stem_tokens_positions_and_first_blocks():
+    model = create_model("rope_vit_reg1_t14", drop_path_rate=0.3)
+    model.freeze(2)
+    frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
+    names = ("conv_proj", "class_token", "reg_tokens", "pos_embedding", "encoder.block.0.")
+    expected = {
+        key for key, _ in model.named_parameters() if key.startswith((*names, "encoder.block.1."))
+    }
+    assert frozen == expected
+    rates = [block.drop_path.p for block in model.encoder.block]
+    assert rates[:2] == [0, 0] and all(rates[2:])
+
+    model.freeze(-1)
+    assert not any(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match=r"-1\.\.12"):
+        model.freeze(13)

@@ -1,0 +1,63 @@
+"""Windowed attention against a naive masked forward pass."""
+
+import pytest
+import torch
+from helpers import move_off_initial_values, relative_difference
+from reference import neck
+
+from rope_vit_det import create_model
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "pt_grid_size"),
+    [
+        ((8, 12), 4, None),  # divides
+        ((10, 14), 4, None),  # smaller windows along both edges
+        ((10, 14), 4, (16, 16)),
+        ((3, 17), 8, (16, 16)),  # window higher than the grid
+        ((7, 5), 1, None),  # windows of one token
+        ((6, 1), 4, None),  # a grid of one column
+    ],
+)
+def test_equals_masked_attention(grid, window, pt_grid_size):
+    model = create_model("rope_vit_reg1_t14", window_size=window, pt_grid_size=pt_grid_size)
+    move_off_initial_values(model)
+    x = torch.randn(2, 3, grid[0] * 14, grid[1] * 14)
+    args = dict(patch=14, heads=3, pos_grid=(16, 16), window=window, pt_grid_size=pt_grid_size)
+    args["global_blocks"] = (2, 5, 8, 11)
+    state = {k: v.detach().clone().requires_grad_() for k, v in model.state_dict().items()}
+    expected = neck(state, x, **args)
+    ours = model.detection_features(x)["neck"]
+    assert relative_difference(ours, expected) < 1e-5
+
+    weight = torch.randn_like(expected)
+    (ours * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for key, parameter in model.named_parameters():
+        if state[key].grad is not None:
+            assert relative_difference(parameter.grad, state[key].grad) < 1e-4, key
+
+
+@pytest.mark.parametrize("window", [7, 9, 100])
+def test_a_window_that_covers_the_grid_is_global_attention(window):
+    windowed = create_model("rope_vit_reg1_t14", window_size=window, global_blocks=[])
+    move_off_initial_values(windowed)
+    whole = create_model("rope_vit_reg1_t14").eval()
+    whole.load_state_dict(windowed.state_dict())
+    x = torch.randn(1, 3, 7 * 14, 5 * 14)
+    with torch.inference_mode():
+        expected = whole.detection_features(x)["neck"]
+        assert relative_difference(windowed.detection_features(x)["neck"], expected) < 1e-5
+
+
+def test_embedding_does_not_depend_on_the_order_of_tokens():
+    """All blocks global: windows only reorder tokens, which no output may show."""
+    model = move_off_initial_values(create_model("rope_vit_reg1_t14", window_size=4))
+    model.global_blocks = frozenset(range(11))  # one windowed block keeps the reordering on
+    state = model.state_dict()
+    x = torch.randn(1, 3, 10 * 14, 6 * 14)
+    expected = neck(
+        state, x, patch=14, heads=3, pos_grid=(16, 16), window=4, global_blocks=tuple(range(11))
+    )
+    with torch.inference_mode():
+        assert relative_difference(model.detection_features(x)["neck"], expected) < 1e-5

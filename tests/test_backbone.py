@@ -1,0 +1,145 @@
+"""The backbones in Detectron2: shapes, padding, gradients, switches, loading."""
+
+import logging
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from helpers import detector_input, relative_difference
+
+from rope_vit_det.errors import InputError
+
+
+def test_pyramid_has_p2_to_p6(detector_cfg):
+    backbone = build_model(detector_cfg).backbone
+    assert {k: (v.channels, v.stride) for k, v in backbone.output_shape().items()} == {
+        f"p{level}": (256, 2**level) for level in range(2, 7)
+    }
+    features = backbone(torch.zeros(1, 3, 224, 160))
+    for level in range(2, 6):
+        assert features[f"p{level}"].shape == (1, 256, 224 >> level, 160 >> level)
+
+
+def test_retinanet_pyramid_has_p3_to_p7(detector_cfg):
+    detector_cfg.MODEL.BACKBONE.NAME = "build_retinanet_rope_vit_sfp_backbone"
+    detector_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    detector_cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    model = build_model(detector_cfg)
+    shapes = model.backbone.output_shape()
+    assert {k: v.stride for k, v in shapes.items()} == {f"p{i}": 2**i for i in range(3, 8)}
+    with EventStorage():
+        losses = model([detector_input(100, 150)])
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("stride", [16, 14])
+def test_neck_alone(detector_cfg, stride):
+    detector_cfg.MODEL.BACKBONE.NAME = "build_rope_vit_backbone"
+    detector_cfg.MODEL.ROPE_VIT.NAME = "rope_vit_t14"
+    detector_cfg.MODEL.ROPE_VIT.PATCH_STRIDE = stride
+    from detectron2.modeling import build_backbone
+
+    backbone = build_backbone(detector_cfg)
+    assert backbone.output_shape()["neck"].stride == backbone.size_divisibility == stride
+    assert backbone(torch.zeros(1, 3, stride * 5, stride * 7))["neck"].shape == (1, 192, 5, 7)
+    assert all(key.startswith("net.") for key in backbone.state_dict())
+
+
+@pytest.mark.parametrize("size", [(200, 270), (31, 500), (224, 224)])
+def test_batches_are_padded_to_32_and_never_to_a_square(detector_cfg, size):
+    model = build_model(detector_cfg).eval()
+    batch = model.preprocess_image([detector_input(*size)]).tensor
+    assert batch.shape[2:] == tuple(-(-side // 32) * 32 for side in size)
+    seen = []
+    model.backbone.net.register_forward_hook(lambda m, args, out: seen.append(out["neck"].shape))
+    with torch.inference_mode():
+        model([detector_input(*size)])
+    assert seen[0][2:] == (batch.shape[2] // 16, batch.shape[3] // 16)
+
+
+def test_an_unpadded_image_would_be_refused_not_cropped(detector_cfg):
+    backbone = build_model(detector_cfg).backbone
+    with pytest.raises(ValueError, match="200x270"):
+        backbone(torch.zeros(1, 3, 200, 270))
+
+
+def test_freeze_at_of_resnets_freezes_nothing_and_says_so(detector_cfg, caplog):
+    assert detector_cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    with caplog.at_level(logging.INFO, logger="rope_vit_det.backbone"):
+        model = build_model(detector_cfg)
+    assert all(p.requires_grad for p in model.parameters())
+    assert [r for r in caplog.records if "MODEL.BACKBONE.FREEZE_AT" in r.getMessage()]
+
+
+def test_freeze_blocks_freezes(detector_cfg):
+    detector_cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS = -1
+    model = build_model(detector_cfg)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name in trainable if name.startswith("backbone.net.")]
+    assert [name for name in trainable if name.startswith("backbone.simfp_2")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("NAME", "rope_vit_b15", "rope_vit_reg4_b14"),
+        ("PT_GRID_SIZE", [16, 16, 16], r"\[h, w\]"),
+        ("PT_GRID_SIZE", "counting", '"count"'),
+        ("PT_GRID_SIZE", [0, 16], r"\[h, w\]"),
+        ("WINDOW_SIZE", -1, "0 .no windows."),
+        ("FREEZE_BLOCKS", 13, "1 to 12"),
+        ("FREEZE_BLOCKS", -2, "-1 .all."),
+        ("PATCH_STRIDE", 8, "16"),
+        ("PATCH_STRIDE", 14, "16"),
+        ("IMAGE_SIZE", 225, "multiples of the patch size 16"),
+        ("IMAGE_SIZE", [224], r"\[h, w\]"),
+        ("GLOBAL_BLOCKS", [12], r"0\.\.11"),
+        ("GLOBAL_BLOCKS", 3, "a list"),
+        ("DROP_PATH_RATE", 1.5, "0 to below 1"),
+    ],
+)
+def test_wrong_switches_name_key_and_allowed_values(detector_cfg, key, value, allowed):
+    detector_cfg.MODEL.ROPE_VIT[key] = value
+    with pytest.raises(InputError, match=rf"MODEL\.ROPE_VIT\.{key} is .*allowed: .*{allowed}"):
+        build_model(detector_cfg)
+
+
+@pytest.mark.parametrize("value", ["336", "[336, 224]", "None"])
+def test_image_size_takes_a_side_or_both_from_the_command_line(detector_cfg, value):
+    detector_cfg.MODEL.ROPE_VIT.NAME = "rope_vit_t14"
+    detector_cfg.merge_from_list(["MODEL.ROPE_VIT.IMAGE_SIZE", value])
+    table = build_model(detector_cfg).backbone.net.pos_embedding
+    cells = {"336": 24 * 24, "[336, 224]": 24 * 16, "None": 16 * 16}[value]
+    assert table.shape[1] == 1 + cells
+
+
+def test_a_checkpoint_comes_back_through_detectron2s_own_checkpointer(detector_cfg, tmp_path):
+    first, second = build_model(detector_cfg).eval(), build_model(detector_cfg).eval()
+    DetectionCheckpointer(first, str(tmp_path)).save("model")
+    DetectionCheckpointer(second).load(str(tmp_path / "model.pth"))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert relative_difference(second.backbone(x)["p3"], first.backbone(x)["p3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("backbone.net.encoder.block.3.attn.qkv.weight"), "has 148 of the 149"),
+        (lambda s: [s.pop(k) for k in list(s) if ".net." in k], "has none of the 149"),
+        # Detectron2 drops what has another shape, and only then asks the model to load.
+        (
+            lambda s: s.update({"backbone.net.pos_embedding": torch.zeros(1, 5, 192)}),
+            "has 148 of the 149.*pos_embedding.*IMAGE_SIZE",
+        ),
+    ],
+)
+def test_half_a_backbone_is_an_error_in_any_script(detector_cfg, tmp_path, damage, message):
+    model = build_model(detector_cfg)
+    state = dict(model.state_dict())
+    damage(state)
+    torch.save({"model": state}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=message):
+        DetectionCheckpointer(model).load(str(tmp_path / "model.pth"))
