@@ -1,0 +1,53 @@
+# make demo and make test set up everything they need, in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# Only here: in an environment of the user's own, nothing is pinned.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint clean
+
+help:
+	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 6 minutes)"
+	@echo "make test       the tests (under 10 minutes on 2 cores)"
+	@echo "make test-slow  the tests that take longer, or need PyPI"
+	@echo "make lint       ruff, as the tests run it"
+	@echo "make setup      only set up .venv"
+	@echo "make clean      remove .venv, output/ and the demo's dataset"
+
+setup: $(READY)
+
+demo: $(READY)
+	@$(RUN) -W ignore tools/demo.py
+
+test: $(READY)
+	@$(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check .
+	$(RUN) -m pytest -q
+
+test-slow: $(READY)
+	$(RUN) -m pytest -q -m slow
+
+lint: $(READY)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) output datasets/rope_vit_det_demo
+
+# Written last, so that a set-up which was interrupted is done again.
+$(READY): setup.py constraints.txt tools/install_detectron2.py tools/check_opencv.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	    "error: this is Python %d.%d; name one from 3.11 to 3.13: make PYTHON=python3.11" % v)'
+	@echo "=== Setting up $(VENV): the first time, PyTorch and more, some gigabytes, are downloaded"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
+	    { echo "error: no virtual environment; on Debian: apt-get install python3-venv"; \
+	      rm -rf $(VENV); exit 1; }
+	@$(RUN) -m pip install -q --disable-pip-version-check setuptools
+	$(RUN) -m pip install -q --disable-pip-version-check -e '.[test]'
+	$(RUN) tools/install_detectron2.py
+	@$(RUN) tools/check_opencv.py
+	@touch $@

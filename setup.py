@@ -1,0 +1,53 @@
+"""Packaging; what is needed is declared here and nowhere else, tested versions in constraints.txt.
+
+Detectron2 is needed too, but PyPI has none (the name belongs to nobody): install your own, or run
+tools/install_detectron2.py.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def has_cv2() -> bool:
+    """Whether the environment installed into has OpenCV already, under whatever name.
+
+    pip builds in an environment of its own, whose packages -I keeps out of sight.
+    """
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('cv2') is None)"
+    return subprocess.run([sys.executable, "-I", "-c", find]).returncode == 0
+
+
+requirements = [
+    "torch>=2.6",
+    "torchvision>=0.21",
+    "fvcore>=0.1.5",
+    "iopath>=0.1.7",
+    "pycocotools>=2.0.2",
+    "numpy",
+    "matplotlib",
+    "tabulate",
+    "tensorboard",
+]
+if not has_cv2():  # opencv-python beside opencv-python-headless breaks both
+    requirements.append("opencv-python")
+
+setup(
+    name="rope-vit-det",
+    version=re.search(
+        r'__version__ = "(.+)"', (HERE / "rope_vit_det" / "__init__.py").read_text("utf-8")
+    )[1],
+    description="Rotary-position vision transformers as detection backbones in Detectron2",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["rope_vit_det", "rope_vit_det.*"]),
+    python_requires=">=3.10",
+    install_requires=requirements,
+    extras_require={"test": ["pytest", "birder==0.8.4", "timm", "ruff"]},
+)
