@@ -1,11 +1,17 @@
 """What several tests need: moved-off-initial networks, small detector configs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 
 from rope_vit_det import add_rope_vit_config
+from rope_vit_det.data import demo
+
+DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +32,23 @@ def detector_cfg() -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     return cfg
+
+
+@pytest.fixture(scope="session")
+def small_demo_dataset(tmp_path_factory) -> Path:
+    """The first images of the demo's dataset, in a folder that DETECTRON2_DATASETS can name."""
+    root = tmp_path_factory.mktemp("datasets") / "rope_vit_det_demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "SPLITS", {"train": 8, "val": 4})
+        demo.generate_demo_dataset(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def detector_state() -> dict[str, torch.Tensor]:
+    """The state dict of the demo's detector, with random weights."""
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.merge_from_file(str(DEMO_CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg).state_dict()

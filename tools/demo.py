@@ -11,8 +11,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", default="datasets/rope_vit_det_demo", help="%(default)s")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs over the config")
     args = parser.parse_args()
     with input_errors_as_one_line():
-        run_demo(str(CONFIG), args.data_dir, args.opts)
+        run_demo(str(CONFIG), args.opts)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
@@ -23,7 +22,7 @@ _SEED = 20261124
 _VERSION = 1
 _LEAST_VISIBLE = 0.35
 _CROWD_SHARE = 0.1
-_OVERLAP_SHARE = 0.33
+_OVERLAP_SHARE = 0.22
 
 
 @dataclass
@@ -72,17 +71,18 @@ def generate_demo_dataset(root: str | os.PathLike) -> None:
         print(_describe(split, _read_annotations(root, split)), flush=True)
 
 
-def register_demo_dataset(root: str | os.PathLike) -> None:
-    """Registers `rope_vit_det_demo_train` and `_val` with Detectron2; again is not an error.
+def demo_dataset_root() -> Path:
+    """Where the dataset belongs: beside Detectron2's own, in `datasets` or DETECTRON2_DATASETS."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "rope_vit_det_demo"
 
-    Args:
-        root: the folder that `generate_demo_dataset` has filled, or will.
-    """
+
+def register_demo_dataset() -> None:
+    """Registers `rope_vit_det_demo_train` and `_val` with Detectron2, drawn already or not."""
+    root = demo_dataset_root()
     for split in SPLITS:
+        json_file = root / "annotations" / f"instances_{split}.json"
         name = f"rope_vit_det_demo_{split}"
-        if name not in DatasetCatalog.list():
-            json_file = os.path.join(root, "annotations", f"instances_{split}.json")
-            register_coco_instances(name, {}, json_file, os.path.join(root, split))
+        register_coco_instances(name, {}, str(json_file), str(root / split))
 
 
 def _read_annotations(root: Path, split: str) -> dict:

@@ -3,6 +3,7 @@
 Images are uint8 arrays (H, W, 3) in BGR, as OpenCV keeps them; masks are boolean (H, W).
 """
 
+import colorsys
 from collections.abc import Callable
 
 import cv2
@@ -17,8 +18,7 @@ def _ring(radii: list[float]) -> np.ndarray:
     return np.stack((np.cos(angles), np.sin(angles)), axis=1) * np.array(radii)[:, None]
 
 
-# Outlines in unit size around the origin. The category is told by outline and texture together,
-# never by colour.
+# Outlines in unit size around the origin.
 _OUTLINES = {
     "disc": _ring([1.0] * 40),
     "crate": np.array([(-0.9, -0.7), (0.9, -0.7), (0.9, 0.7), (-0.9, 0.7)]),
@@ -52,9 +52,15 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+# Degrees. A category's colours scatter so far around it that neighbours overlap.
+_HUES = {"disc": 20, "crate": 110, "wedge": 200, "star": 290}
+_HUE_SPREAD = 30
+
+
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Clouds of two colours, a few blurred streaks, and noise; (H, W, 3) uint8."""
-    dark, light = np.sort(rng.integers(20, 236, (2, 3)), axis=0)
+    """Clouds of two dull colours, a few blurred streaks, and noise; (H, W, 3) uint8."""
+    dark = _colour(rng.uniform(0, 360), rng.uniform(0, 0.4), rng.uniform(0.1, 0.5))
+    light = _colour(rng.uniform(0, 360), rng.uniform(0, 0.4), rng.uniform(0.5, 0.95))
     clouds = np.zeros((height, width), np.float32)
     for cells, weight in ((3, 0.6), (9, 0.3), (30, 0.15)):
         grid = rng.random((cells, cells), np.float32)
@@ -107,15 +113,16 @@ def paint(
     matrix: np.ndarray,
     alpha: np.ndarray,
 ) -> None:
-    """Paints an object over the image, in two random colours and the texture of its category.
+    """Paints an object over the image, in the texture of its category and two colours.
 
     Args:
         image: changed in place.
         matrix: from unit size to pixels, as `outline` returns it.
         alpha: coverage, (H, W).
     """
-    first = rng.integers(0, 256, 3)
-    second = (first + rng.integers(70, 187, 3)) % 256
+    hue = rng.normal(_HUES[category], _HUE_SPREAD)
+    first = _colour(hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1))
+    second = _colour(rng.uniform(0, 360), rng.uniform(0, 1), rng.choice((0.15, 0.95)))
     rows, columns = np.nonzero(alpha)
     pixels = np.stack((columns, rows)) + 0.5 - np.array(centre)[:, None]
     x, y = np.linalg.inv(matrix) @ pixels
@@ -125,3 +132,8 @@ def paint(
     weight = alpha[rows, columns, None]
     mixed = image[rows, columns] * (1 - weight) + colour * weight
     image[rows, columns] = np.clip(mixed, 0, 255).astype(np.uint8)
+
+
+def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    """BGR, 0 to 255, of a hue in degrees, and saturation and value up to 1."""
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))[::-1]

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from tabulate import tabulate
 
-from ..data.demo import generate_demo_dataset, register_demo_dataset
+from ..data.demo import demo_dataset_root, generate_demo_dataset
 from ..evaluation.plots import draw_predictions, plot_curves
 from .main import train
 from .setup import check_config, load_config, setup
@@ -20,7 +20,7 @@ from .setup import check_config, load_config, setup
 NUM_PICTURES = 4
 
 
-def run_demo(config_file: str, data_dir: str, opts: Sequence[str] = ()) -> None:
+def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     """Generates the dataset, trains and evaluates a detector on it, draws curves and predictions.
 
     What an earlier run left in OUTPUT_DIR is moved aside, to a folder with ".previous" behind its
@@ -28,7 +28,6 @@ def run_demo(config_file: str, data_dir: str, opts: Sequence[str] = ()) -> None:
 
     Args:
         config_file: the yaml of the demo.
-        data_dir: where the dataset is, or is generated.
         opts: KEY VALUE pairs over the config.
 
     Raises:
@@ -36,9 +35,9 @@ def run_demo(config_file: str, data_dir: str, opts: Sequence[str] = ()) -> None:
     """
     args = Namespace(config_file=config_file, opts=list(opts), num_gpus=1, eval_only=False)
     cfg = load_config(args)
-    _step(1, f"a dataset of drawn objects, in {data_dir}")
-    generate_demo_dataset(data_dir)
-    register_demo_dataset(data_dir)
+    root = demo_dataset_root()
+    _step(1, f"a dataset of drawn objects, in {root}")
+    generate_demo_dataset(root)
     check_config(cfg)
 
     output = Path(cfg.OUTPUT_DIR)

@@ -5,6 +5,7 @@ from typing import Any
 
 from .rope_vit import PtGridSize, RoPEViT
 
+_DEMO = dict(hidden_dim=192, num_layers=4, num_heads=3, mlp_dim=768)
 _TINY = dict(hidden_dim=192, num_layers=12, num_heads=3, mlp_dim=768)
 _SMALL = dict(hidden_dim=384, num_layers=12, num_heads=6, mlp_dim=1536)
 _MEDIUM = dict(hidden_dim=512, num_layers=12, num_heads=8, mlp_dim=2048)
@@ -12,6 +13,7 @@ _BASE = dict(hidden_dim=768, num_layers=12, num_heads=12, mlp_dim=3072, drop_pat
 _LARGE = dict(hidden_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, drop_path_rate=0.1)
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "rope_vit_reg4_demo16": dict(patch_size=16, **_DEMO, num_reg_tokens=4),
     "rope_vit_t16": dict(patch_size=16, **_TINY),
     "rope_vit_t14": dict(patch_size=14, **_TINY),
     "rope_vit_s16": dict(patch_size=16, **_SMALL),

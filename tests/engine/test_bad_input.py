@@ -1,0 +1,193 @@
+"""What is wrong with an input ends the run before training, in one line that names it."""
+
+import json
+import logging
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from rope_vit_det.engine import trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def dataset(small_demo_dataset, tmp_path):
+    """A copy of a small dataset, registered as "mine", to be spoilt."""
+    root = tmp_path / "mine"
+    shutil.copytree(small_demo_dataset, root)
+    json_file = root / "annotations" / "instances_val.json"
+    register_coco_instances("mine", {}, str(json_file), str(root / "val"))
+    yield root
+    DatasetCatalog.remove("mine")
+    MetadataCatalog.remove("mine")
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs tools/train_net.py on "mine"; returns its line, having checked that it is just one."""
+
+    def run(*arguments: str) -> str:
+        def train(self):
+            raise AssertionError("training was started")
+
+        monkeypatch.setattr(trainer.Trainer, "train", train)
+        # Detectron2's loggers of the run before hold its stream, which pytest has closed.
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        argv = ["train_net.py", "--config-file", str(ROOT / "configs" / "demo.yaml"), *arguments]
+        datasets = ["DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)"]
+        monkeypatch.setattr(
+            sys, "argv", argv + datasets + ["OUTPUT_DIR", str(tmp_path / "output")]
+        )
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="__main__")
+        assert stop.value.code not in (0, None)
+        told = capsys.readouterr().err
+        assert "Traceback" not in told
+        *before, line = told.strip().splitlines()
+        assert line.startswith("error: ")
+        # torch warns on its own account while Detectron2 logs the environment.
+        assert all(re.match(r"W\d{4} .* torch/", other) for other in before), before
+        return line
+
+    return run
+
+
+def test_a_dataset_path_that_does_not_exist(dataset, refused):
+    (dataset / "val").rename(dataset / "elsewhere")
+    line = refused()
+    assert str(dataset / "val") in line and "DETECTRON2_DATASETS" in line
+
+
+def test_a_dataset_json_that_does_not_exist(dataset, refused):
+    (dataset / "annotations" / "instances_val.json").unlink()
+    assert str(dataset / "annotations" / "instances_val.json") in refused()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{not json", "is not a JSON file"), ("[1, 2]", "not COCO"), ('{"images": []}', "annotations")],
+)
+def test_a_json_that_is_not_coco(dataset, refused, text, reason):
+    path = dataset / "annotations" / "instances_val.json"
+    path.write_text(text)
+    line = refused()
+    assert str(path) in line and reason in line
+
+
+def test_an_image_that_the_disk_lacks(dataset, refused):
+    (dataset / "val" / "000002.jpg").unlink()
+    line = refused()
+    assert "000002.jpg" in line and "instances_val.json" in line and "1 of 4" in line
+
+
+def test_another_number_of_categories(dataset, refused):
+    line = refused("MODEL.ROI_HEADS.NUM_CLASSES", "80")
+    assert "instances_val.json has 4 categories" in line
+    assert "set MODEL.ROI_HEADS.NUM_CLASSES 4" in line
+
+
+def _weights(tmp_path: Path, name: str, state: dict) -> str:
+    path = tmp_path / name
+    torch.save({"model": state}, path)
+    return str(path)
+
+
+@pytest.fixture
+def state(detector_state):
+    return dict(detector_state)
+
+
+def test_a_checkpoint_of_another_architecture(dataset, refused, state, tmp_path):
+    path = _weights(tmp_path, "other.pth", state)
+    line = refused("MODEL.ROPE_VIT.NAME", "rope_vit_s16", "MODEL.WEIGHTS", path)
+    assert path in line and "MODEL.ROPE_VIT.NAME" in line and "backbone.net." in line
+
+
+def test_a_resnet_pickle(dataset, refused, tmp_path):
+    import pickle
+
+    import numpy as np
+
+    path = tmp_path / "R-50.pkl"
+    blobs = {"conv1_w": np.zeros((64, 3, 7, 7), np.float32), "res_conv1_bn_s": np.zeros(64)}
+    path.write_bytes(pickle.dumps(blobs))
+    line = refused("MODEL.WEIGHTS", str(path))
+    assert str(path) in line and "none of the" in line and "MODEL.WEIGHTS" in line
+
+
+def test_the_resnet_that_zoo_configs_name(dataset, refused):
+    url = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+    line = refused("MODEL.WEIGHTS", url)
+    assert url in line and "no RoPE ViT" in line
+
+
+def test_weights_that_do_not_exist(dataset, refused):
+    assert "nowhere.pth: no such file" in refused("MODEL.WEIGHTS", "nowhere.pth")
+
+
+def test_some_but_not_all_backbone_tensors(dataset, refused, state, tmp_path):
+    del state["backbone.net.encoder.block.2.attn.qkv.weight"]
+    path = _weights(tmp_path, "partial.pth", state)
+    line = refused("MODEL.WEIGHTS", path)
+    assert path in line and "backbone.net.encoder.block.2.attn.qkv.weight" in line
+
+
+def test_a_backbone_tensor_of_another_shape(dataset, refused, state, tmp_path):
+    key = next(k for k in state if k.endswith("pos_embedding"))
+    state[key] = state[key][:, :-3]
+    path = _weights(tmp_path, "cut.pth", state)
+    line = refused("MODEL.WEIGHTS", path)
+    assert path in line and key in line and "IMAGE_SIZE" in line
+
+
+def test_float16_on_the_cpu(dataset, refused):
+    line = refused("SOLVER.AMP.DTYPE", "float16")
+    assert "SOLVER.AMP.DTYPE" in line and "bfloat16" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("NAME", "rope_vit_xl99"),
+        ("PT_GRID_SIZE", "[16, 16, 16]"),
+        ("WINDOW_SIZE", "-1"),
+        ("FREEZE_BLOCKS", "5"),
+        ("PATCH_STRIDE", "8"),
+    ],
+)
+def test_a_switch_with_a_wrong_value(dataset, refused, key, value):
+    line = refused(f"MODEL.ROPE_VIT.{key}", value)
+    assert f"MODEL.ROPE_VIT.{key} is" in line and "allowed: " in line
+
+
+def test_a_key_that_does_not_exist(dataset, refused):
+    assert "MODEL.ROPE_VIT.WINDOWS" in refused("MODEL.ROPE_VIT.WINDOWS", "8")
+
+
+def test_a_config_that_does_not_exist(dataset, refused):
+    assert "nowhere.yaml: no such file" in refused("--config-file", "nowhere.yaml")
+
+
+def test_the_line_comes_from_a_fresh_process_too(small_demo_dataset, tmp_path):
+    import subprocess
+
+    answer = subprocess.run(
+        [sys.executable, ROOT / "tools" / "train_net.py", "--config-file"]
+        + [ROOT / "configs" / "demo.yaml", "DATASETS.TRAIN", "('rope_vit_det_demo_trian',)"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.strip().splitlines()[-1].startswith("error: DATASETS.TRAIN")
+    assert "did you mean 'rope_vit_det_demo_train'?" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert json.dumps(answer.stdout).count("Starting training") == 0

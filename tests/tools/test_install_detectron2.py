@@ -1,0 +1,199 @@
+"""The installer: what it takes out of the wheel, and one clear line for everything that fails."""
+
+import csv
+import hashlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
+WHEEL = "labgym-3.1.2-py3-none-any.whl"
+
+
+@pytest.fixture(scope="module")
+def installer():
+    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def python(tmp_path):
+    """The Python of an empty environment that says it has a torch."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    _pretend_torch(python, "2.6.0")
+    return python
+
+
+def _site(python: Path) -> Path:
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.check_output([python, "-c", ask], text=True).strip())
+
+
+def _pretend_torch(python: Path, version: str) -> None:
+    for old in _site(python).glob("torch-*.dist-info"):
+        (old / "METADATA").unlink()
+        old.rmdir()
+    info = _site(python) / f"torch-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+
+
+def _fake_labgym(folder: Path) -> Path:
+    """A wheel laid out as labgym's."""
+    folder.mkdir()
+    files = {
+        "LabGym/__init__.py": "not to be taken",
+        "LabGym/detector.py": "import LabGym.detectron2",
+        "LabGym/detectron2/__init__.py": '__version__ = "0.6"\n',
+        "LabGym/detectron2/modeling/__init__.py": "from LabGym.detectron2 import __version__\n",
+        "LabGym/detectron2/model_zoo/configs/a.yaml": "LabGym.detectron2: kept as it is\n",
+        "labgym-3.1.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: labgym\nVersion: 3.1.2\n",
+        "labgym-3.1.2.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+        "labgym-3.1.2.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(folder / WHEEL, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return folder / WHEEL
+
+
+def _run(python, *arguments, **environment):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
+    return subprocess.run(
+        [python, SCRIPT, *arguments], capture_output=True, text=True, env=env | environment
+    )
+
+
+def _assert_one_line(answer, python, *parts):
+    assert answer.returncode != 0
+    assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
+    assert answer.stderr.startswith("error: ")
+    for part in parts:
+        assert part in answer.stderr
+    assert not list(_site(python).glob("detectron2*"))
+
+
+def test_only_detectron2_is_taken_and_renamed_back(installer, tmp_path):
+    target = tmp_path / f"detectron2-{installer.VERSION}-py3-none-any.whl"
+    installer.build_wheel(_fake_labgym(tmp_path / "in"), target)
+    with zipfile.ZipFile(target) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    info = installer.DIST_INFO
+    assert {name for name in files if not name.startswith(info)} == {
+        "detectron2/__init__.py",
+        "detectron2/modeling/__init__.py",
+        "detectron2/model_zoo/configs/a.yaml",
+    }
+    assert files["detectron2/modeling/__init__.py"] == b"from detectron2 import __version__\n"
+    assert b"Apache License" in files[f"{info}/LICENSE"]
+    origin = files[f"{info}/ORIGIN.txt"].decode()
+    for part in ("Copyright (c) Facebook", "labgym==3.1.2", installer.WHEEL_SHA256, "Changed"):
+        assert part in origin
+    recorded = {row[0]: row[1:] for row in csv.reader(io.StringIO(files[f"{info}/RECORD"].decode()))}
+    assert set(recorded) == set(files)
+    for name, (digest, size) in recorded.items():
+        if digest:
+            import base64
+
+            own = base64.urlsafe_b64encode(hashlib.sha256(files[name]).digest()).rstrip(b"=")
+            assert (digest, int(size)) == (f"sha256={own.decode()}", len(files[name]))
+
+
+def test_an_importable_detectron2_is_respected(python):
+    package = _site(python) / "detectron2"
+    (package / "modeling").mkdir(parents=True)
+    (package / "__init__.py").write_text('__version__ = "0.7.mine"\n')
+    (package / "modeling" / "__init__.py").write_text("")
+    answer = _run(python, PIP_NO_INDEX="1")
+    assert answer.returncode == 0, answer.stderr
+    assert "0.7.mine" in answer.stdout and "left as it is" in answer.stdout
+
+
+def test_a_broken_detectron2_is_reported_and_left(python):
+    package = _site(python) / "detectron2"
+    package.mkdir()
+    (package / "__init__.py").write_text("import no_such_module\n")
+    answer = _run(python)
+    assert answer.returncode != 0
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert "no_such_module" in answer.stderr and "pip uninstall detectron2" in answer.stderr
+    assert (package / "__init__.py").exists()
+
+
+def test_without_a_network(python):
+    _assert_one_line(_run(python, PIP_NO_INDEX="1"), python, "labgym==3.1.2", "network")
+
+
+def test_a_wheel_with_another_hash(python, tmp_path):
+    wheel = _fake_labgym(tmp_path / "links")
+    answer = _run(python, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheel.parent))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    _assert_one_line(answer, python, WHEEL, found, "sha256")
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "1.13.0+cu117"])
+def test_an_old_torch(python, version):
+    _pretend_torch(python, version)
+    _assert_one_line(_run(python), python, f"torch {version}", "2.6 or newer")
+
+
+def test_without_torch(python):
+    for info in _site(python).glob("torch-*.dist-info"):
+        (info / "METADATA").unlink()
+        info.rmdir()
+    _assert_one_line(_run(python), python, "torch is not installed", "2.6 or newer")
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 14)])
+def test_an_unsupported_python(installer, monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", (*version, 0))
+    with pytest.raises(installer.InstallError, match=rf"Python 3\.{version[1]}; supported: 3.10"):
+        installer.check_environment()
+
+
+def test_upstream_without_git(python):
+    answer = _run(python, "--source", "upstream", PATH="/nonexistent")
+    _assert_one_line(answer, python, "git")
+
+
+def test_upstream_without_a_network(python):
+    nowhere = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "url.file:///nonexistent/.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://",
+    }
+    answer = _run(python, "--source", "upstream", **nowhere)
+    _assert_one_line(answer, python, "network")
+
+
+@pytest.mark.slow
+def test_the_real_wheel_gives_a_detectron2_that_imports(installer, tmp_path):
+    installer._pip("no network", "download", "--no-deps", "--python-version", "3.10",
+                   "--only-binary=:all:", "--dest", str(tmp_path), installer.WHEEL)  # fmt: skip
+    (source,) = tmp_path.glob("*.whl")
+    assert hashlib.sha256(source.read_bytes()).hexdigest() == installer.WHEEL_SHA256
+    target = tmp_path / "built.whl"
+    installer.build_wheel(source, target)
+    ask = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "from detectron2 import model_zoo, __file__\n"
+        "import detectron2.engine, detectron2.evaluation, detectron2.export\n"
+        "print(__file__, model_zoo.get_config_file("
+        "'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml'))"
+    )
+    with zipfile.ZipFile(target) as archive:
+        archive.extractall(tmp_path / "site")
+        assert not any("LabGym" in name for name in archive.namelist())
+    told = subprocess.check_output([sys.executable, "-W", "ignore", "-c", ask], text=True)
+    assert told.count(str(tmp_path / "site")) == 2
