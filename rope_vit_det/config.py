@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from detectron2.config import CfgNode as CN
+from detectron2.config import CfgNode
 
 from .errors import InputError
 from .models.variants import VARIANTS
@@ -11,7 +11,7 @@ PYRAMID_STRIDE = 16
 AMP_DTYPES = ("bfloat16", "float16")
 
 
-def add_rope_vit_config(cfg: CN) -> None:
+def add_rope_vit_config(cfg: CfgNode) -> None:
     """Adds the keys of this project, with their defaults, to a Detectron2 config.
 
     Call it before merging a yaml that uses them. A config that has them already keeps its values.
@@ -21,7 +21,7 @@ def add_rope_vit_config(cfg: CN) -> None:
     """
     if "ROPE_VIT" in cfg.MODEL:
         return
-    cfg.MODEL.ROPE_VIT = net = CN()
+    cfg.MODEL.ROPE_VIT = net = CfgNode()
     # The network: a key of `rope_vit_det.models.VARIANTS`.
     net.NAME = "rope_vit_reg4_b14"
     # Pixels, a side or [h, w], at which the weights were trained: it sets the size of the absolute
@@ -54,7 +54,7 @@ def add_rope_vit_config(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 
 
-def check_rope_vit_config(cfg: CN, *, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> None:
+def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> None:
     """Checks the values under MODEL.ROPE_VIT.
 
     Args:
@@ -114,7 +114,7 @@ def check_rope_vit_config(cfg: CN, *, strides: tuple[int, ...] = (PYRAMID_STRIDE
     )
 
 
-def check_solver_config(cfg: CN) -> None:
+def check_solver_config(cfg: CfgNode) -> None:
     """Checks the SOLVER keys of this project.
 
     Raises:

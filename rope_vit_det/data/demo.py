@@ -175,7 +175,7 @@ def _place(rng: np.random.Generator, scene: _Scene, radius: float) -> tuple[floa
     if scene.objects and rng.random() < _OVERLAP_SHARE:
         ys, xs = np.nonzero(scene.objects[rng.integers(len(scene.objects))].visible)
         i = rng.integers(len(xs))
-        centre = np.clip((xs[i], ys[i]) + rng.normal(0, radius / 2, 2), low, high)
+        centre = np.clip(rng.normal((xs[i], ys[i]), radius / 2), low, high)
     return float(centre[0]), float(centre[1])
 
 

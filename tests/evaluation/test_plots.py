@@ -61,7 +61,9 @@ def test_truth_is_left_and_confident_predictions_are_right(tmp_path):
         draw_predictions([image], [found], metadata, out, min_score=min_score)
         sheet = cv2.imread(out)[44:-12]
         left, right = np.split(sheet, 2, axis=1)
-        return [(np.abs(half.astype(int) - 90).max(axis=2) > 20)[:, 12:-12] for half in (left, right)]
+        return [
+            (np.abs(half.astype(int) - 90).max(axis=2) > 20)[:, 12:-12] for half in (left, right)
+        ]
 
     truth, guess = changed(0.5)
     both = changed(0.1)[1]

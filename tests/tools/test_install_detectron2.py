@@ -100,7 +100,9 @@ def test_only_detectron2_is_taken_and_renamed_back(installer, tmp_path):
     origin = files[f"{info}/ORIGIN.txt"].decode()
     for part in ("Copyright (c) Facebook", "labgym==3.1.2", installer.WHEEL_SHA256, "Changed"):
         assert part in origin
-    recorded = {row[0]: row[1:] for row in csv.reader(io.StringIO(files[f"{info}/RECORD"].decode()))}
+    recorded = {
+        row[0]: row[1:] for row in csv.reader(io.StringIO(files[f"{info}/RECORD"].decode()))
+    }
     assert set(recorded) == set(files)
     for name, (digest, size) in recorded.items():
         if digest:

@@ -1,0 +1,100 @@
+"""Whole runs through the command lines, in fresh processes, on a few images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(small_demo_dataset, tmp_path_factory):
+    """Runs a tool in a folder of its own; returns what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    environment = os.environ | {"DETECTRON2_DATASETS": str(small_demo_dataset.parent)}
+
+    def run(tool, *arguments):
+        answer = subprocess.run(
+            [sys.executable, "-W", "ignore", ROOT / "tools" / tool, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
+        assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
+        return answer.stdout + answer.stderr
+
+    run.folder = folder
+    return run
+
+
+@pytest.fixture(scope="module")
+def config():
+    return ("--config-file", ROOT / "configs" / "demo.yaml")
+
+
+SHORT = ("SOLVER.CHECKPOINT_PERIOD", "4", "TEST.EVAL_PERIOD", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(run, config):
+    log = run("train_net.py", *config, *SHORT, "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", "out")
+    return run.folder / "out", log
+
+
+def test_training_leaves_what_detectron2_leaves(trained):
+    out, log = trained
+    assert "No GPU here" in log
+    assert "eta:" in log
+    assert (out / "model_final.pth").exists()
+    assert (out / "config.yaml").exists()
+    assert list(out.glob("events.out.tfevents.*"))
+    metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert any("bbox/AP" in row and "segm/AP" in row for row in metrics)
+    losses = [row["total_loss"] for row in metrics if "total_loss" in row]
+    assert losses and np.isfinite(losses).all()
+    weights = torch.load(out / "model_final.pth", weights_only=False)["model"]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_evaluation_alone_finds_what_the_training_run_found(run, config, trained):
+    out, _ = trained
+    results = out / "inference" / "coco_instances_results.json"
+    there = json.loads(results.read_text())
+    results.unlink()
+    weights = ("MODEL.WEIGHTS", out / "model_final.pth")
+    run("train_net.py", *config, "--eval-only", *weights, "OUTPUT_DIR", "out")
+    again = json.loads(results.read_text())
+    assert len(again) == len(there) > 0
+    for a, b in zip(again, there, strict=True):
+        assert a["image_id"] == b["image_id"] and a["category_id"] == b["category_id"]
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
+        assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(run, config, trained):
+    out, _ = trained
+    more = (*SHORT, "SOLVER.MAX_ITER", "6", "OUTPUT_DIR", "out")
+    log = run("train_net.py", *config, "--resume", *more)
+    assert "Starting training from iteration 4" in log
+    checkpoint = torch.load(out / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 5
+    state = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
+    assert {int(s["step"]) for s in state.values()} == {6}
+
+
+def test_the_demo_runs_and_runs_again(run):
+    for previous in (False, True):
+        log = run("demo.py", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
+        out = run.folder / "output" / "demo"
+        for name in ("model_final.pth", "metrics.json", "curves.png", "predictions.png"):
+            assert (out / name).stat().st_size > 0
+            assert name in log
+        assert "occluded" in log and "| AP" in log
+        assert (run.folder / "output" / "demo.previous" / "model_final.pth").exists() == previous

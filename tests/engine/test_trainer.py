@@ -1,0 +1,49 @@
+"""The trainer's own parts: test-time augmentation, and a training that learns."""
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from rope_vit_det import add_rope_vit_config
+from rope_vit_det.engine.trainer import Trainer
+
+
+@pytest.fixture
+def cfg(small_demo_dataset, tmp_path):
+    for split in ("train", "val"):
+        json_file = small_demo_dataset / "annotations" / f"instances_{split}.json"
+        register_coco_instances(f"few_{split}", {}, str(json_file), str(small_demo_dataset / split))
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    from conftest import DEMO_CONFIG
+
+    cfg.merge_from_file(str(DEMO_CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("few_train",), ("few_val",)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.EVAL_PERIOD = 0
+    yield cfg
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"few_{split}")
+        MetadataCatalog.remove(f"few_{split}")
+
+
+def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg):
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.TEST.AUG.ENABLED = True
+    cfg.TEST.AUG.MIN_SIZES = (160, 250)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    trainer.train()
+    assert set(trainer.storage.latest()) >= {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
+
+
+def test_training_learns(cfg):
+    cfg.SOLVER.MAX_ITER = 60
+    cfg.SOLVER.WARMUP_ITERS = 10
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    trainer.train()
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])

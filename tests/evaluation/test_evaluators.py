@@ -1,0 +1,46 @@
+"""The evaluator follows the dataset's evaluator_type."""
+
+import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator
+
+from rope_vit_det.errors import InputError
+from rope_vit_det.evaluation.evaluators import build_evaluator
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind"),
+    [("voc_2007_val", PascalVOCDetectionEvaluator), ("ade20k_sem_seg_val", SemSegEvaluator)],
+)
+def test_builtin_datasets(detector_cfg, dataset, kind, tmp_path, monkeypatch):
+    metadata = MetadataCatalog.get(dataset)
+    if kind is SemSegEvaluator:
+        # Its constructor asks the dataset for its files.
+        monkeypatch.setattr(
+            "detectron2.evaluation.sem_seg_evaluation.DatasetCatalog.get", lambda n: []
+        )
+    else:
+        (tmp_path / "Annotations").mkdir()
+    assert metadata.evaluator_type
+    assert type(build_evaluator(detector_cfg, dataset, str(tmp_path))) is kind
+
+
+def test_coco(detector_cfg, small_demo_dataset, tmp_path):
+    from detectron2.data import DatasetCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    json_file = small_demo_dataset / "annotations" / "instances_val.json"
+    register_coco_instances("evaluated", {}, str(json_file), str(small_demo_dataset / "val"))
+    try:
+        evaluator = build_evaluator(detector_cfg, "evaluated", str(tmp_path))
+        assert type(evaluator) is COCOEvaluator
+    finally:
+        DatasetCatalog.remove("evaluated")
+        MetadataCatalog.remove("evaluated")
+
+
+def test_an_unknown_type_names_the_known_ones(detector_cfg):
+    MetadataCatalog.get("oddities").evaluator_type = "taste"
+    with pytest.raises(InputError, match=r"'oddities' has evaluator_type 'taste'.*coco"):
+        build_evaluator(detector_cfg, "oddities")
+    MetadataCatalog.remove("oddities")
