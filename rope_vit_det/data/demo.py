@@ -20,9 +20,9 @@ _SIZES = ((192, 192), (160, 224), (224, 160), (176, 240), (240, 176), (144, 256)
 _SEED = 20261124
 # Goes up with every change to what is drawn, so that no stale dataset is used.
 _VERSION = 1
-_LEAST_VISIBLE = 0.35
+_LEAST_VISIBLE = 0.5
 _CROWD_SHARE = 0.1
-_OVERLAP_SHARE = 0.22
+_OVERLAP_SHARE = 0.3
 
 
 @dataclass
@@ -137,7 +137,7 @@ def _draw_scene(rng: np.random.Generator) -> _Scene:
     scene = _Scene(background(rng, height, width))
     if rng.random() < _CROWD_SHARE:
         _add_crowd(rng, scene)
-    for _ in range(rng.integers(3, 8)):
+    for _ in range(rng.integers(4, 8)):
         _add_object(rng, scene)
     return scene
 
@@ -147,7 +147,7 @@ def _add_object(rng: np.random.Generator, scene: _Scene) -> None:
     height, width = scene.image.shape[:2]
     category = CATEGORIES[rng.integers(len(CATEGORIES))]
     for _ in range(10):
-        radius = rng.uniform(8, 15) if rng.random() < 0.2 else rng.uniform(24, 52)
+        radius = rng.uniform(12, 17) if rng.random() < 0.18 else rng.uniform(28, 50)
         centre = _place(rng, scene, radius)
         corners, matrix = outline(rng, category, centre, radius)
         alpha = coverage(corners, height, width)

@@ -54,13 +54,13 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 # Degrees. A category's colours scatter so far around it that neighbours overlap.
 _HUES = {"disc": 20, "crate": 110, "wedge": 200, "star": 290}
-_HUE_SPREAD = 30
+_HUE_SPREAD = 18
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Clouds of two dull colours, a few blurred streaks, and noise; (H, W, 3) uint8."""
-    dark = _colour(rng.uniform(0, 360), rng.uniform(0, 0.4), rng.uniform(0.1, 0.5))
-    light = _colour(rng.uniform(0, 360), rng.uniform(0, 0.4), rng.uniform(0.5, 0.95))
+    dark = _colour(rng.uniform(0, 360), rng.uniform(0, 0.3), rng.uniform(0.15, 0.5))
+    light = _colour(rng.uniform(0, 360), rng.uniform(0, 0.3), rng.uniform(0.5, 0.85))
     clouds = np.zeros((height, width), np.float32)
     for cells, weight in ((3, 0.6), (9, 0.3), (30, 0.15)):
         grid = rng.random((cells, cells), np.float32)
@@ -69,7 +69,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     streaks = np.zeros((height, width, 3), np.float32)
     for _ in range(rng.integers(2, 6)):
         ends = (rng.random((2, 2)) * (width, height)).astype(int)
-        colour = rng.integers(-60, 61, 3).tolist()
+        colour = rng.integers(-50, 51, 3).tolist()
         cv2.line(streaks, *map(tuple, ends.tolist()), colour, int(rng.integers(2, 9)))
     image = image + cv2.GaussianBlur(streaks, (0, 0), 2) + rng.normal(0, 6, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -122,7 +122,7 @@ def paint(
     """
     hue = rng.normal(_HUES[category], _HUE_SPREAD)
     first = _colour(hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1))
-    second = _colour(rng.uniform(0, 360), rng.uniform(0, 1), rng.choice((0.15, 0.95)))
+    second = _colour(rng.uniform(0, 360), rng.uniform(0, 0.4), rng.choice((0.15, 0.95)))
     rows, columns = np.nonzero(alpha)
     pixels = np.stack((columns, rows)) + 0.5 - np.array(centre)[:, None]
     x, y = np.linalg.inv(matrix) @ pixels
