@@ -14,7 +14,7 @@ from detectron2.data.datasets import register_coco_instances
 from ..errors import InputError
 from .shapes import CATEGORIES, background, coverage, outline, paint
 
-SPLITS = {"train": 800, "val": 100}
+SPLITS = {"train": 800, "val": 80}
 SMALL_AREA = 32**2  # pixels; COCO's "small"
 _SIZES = ((192, 192), (160, 224), (224, 160), (176, 240), (240, 176), (144, 256))
 _SEED = 20261124
@@ -22,7 +22,7 @@ _SEED = 20261124
 _VERSION = 1
 _LEAST_VISIBLE = 0.5
 _CROWD_SHARE = 0.1
-_OVERLAP_SHARE = 0.3
+_OVERLAP_SHARE = 0.22
 
 
 @dataclass
@@ -137,7 +137,7 @@ def _draw_scene(rng: np.random.Generator) -> _Scene:
     scene = _Scene(background(rng, height, width))
     if rng.random() < _CROWD_SHARE:
         _add_crowd(rng, scene)
-    for _ in range(rng.integers(4, 8)):
+    for _ in range(rng.integers(4, 7)):
         _add_object(rng, scene)
     return scene
 
@@ -147,7 +147,7 @@ def _add_object(rng: np.random.Generator, scene: _Scene) -> None:
     height, width = scene.image.shape[:2]
     category = CATEGORIES[rng.integers(len(CATEGORIES))]
     for _ in range(10):
-        radius = rng.uniform(12, 17) if rng.random() < 0.18 else rng.uniform(28, 50)
+        radius = rng.uniform(12, 17) if rng.random() < 0.24 else rng.uniform(28, 50)
         centre = _place(rng, scene, radius)
         corners, matrix = outline(rng, category, centre, radius)
         alpha = coverage(corners, height, width)

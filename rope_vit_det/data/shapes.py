@@ -22,8 +22,8 @@ def _ring(radii: list[float]) -> np.ndarray:
 _OUTLINES = {
     "disc": _ring([1.0] * 40),
     "crate": np.array([(-0.9, -0.7), (0.9, -0.7), (0.9, 0.7), (-0.9, 0.7)]),
-    "wedge": _ring([1.1] * 3),
-    "star": _ring([1.15, 0.5] * 5),
+    "tile": _ring([1.05] * 6),
+    "star": _ring([1.15, 0.62] * 5),
 }
 CATEGORIES = tuple(_OUTLINES)
 
@@ -47,13 +47,13 @@ def _spots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": _rings,
     "crate": _planks,
-    "wedge": _checks,
+    "tile": _checks,
     "star": _spots,
 }
 
 
 # Degrees. A category's colours scatter so far around it that neighbours overlap.
-_HUES = {"disc": 20, "crate": 110, "wedge": 200, "star": 290}
+_HUES = {"disc": 20, "crate": 110, "tile": 200, "star": 290}
 _HUE_SPREAD = 18
 
 

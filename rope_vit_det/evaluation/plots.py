@@ -49,6 +49,7 @@ def plot_curves(metrics_json: str | os.PathLike, out: str | os.PathLike) -> None
         right.legend(loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_xlim(0, None)
     figure.savefig(out)
 
 
