@@ -39,6 +39,10 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # With windows, the blocks that attend over the whole grid all the same. None: the last block of
     # each quarter. []: none.
     net.GLOBAL_BLOCKS = None
+    # The absolute position table on a larger grid. False: interpolated over the whole of it, as in
+    # birder. True: repeated, one whole table to a window, so that windows see what was pretrained
+    # (arXiv 2311.05613); without windows, the tiles have the table's own grid.
+    net.TILE_POS_EMBED = False
     # Stochastic depth of the last block, growing linearly from the first. None: the architecture's.
     net.DROP_PATH_RATE = None
     # 0: the whole network learns. n >= 1: stem, special tokens, position table and the first n
@@ -101,6 +105,7 @@ def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_S
         ),
         f"None (the last block of each quarter) or a list of block indices in 0..{depth - 1}",
     )
+    check("TILE_POS_EMBED", type(net.TILE_POS_EMBED) is bool, "True or False")
     check(
         "DROP_PATH_RATE",
         net.DROP_PATH_RATE is None

@@ -21,8 +21,12 @@ def neck(
     window: int = 0,
     global_blocks: tuple[int, ...] = (),
     pt_grid_size: tuple[int, int] | None = None,
+    tile: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The neck of a default-style network (LayerNorm, GELU, class token) at its own stride."""
+    """The neck of a default-style network (LayerNorm, GELU, class token) at its own stride.
+
+    ``tile``: the absolute position table is repeated in tiles of this size, not interpolated.
+    """
     x = F.conv2d(image, state["conv_proj.weight"], state["conv_proj.bias"], stride=patch)
     batch, dim, h, w = x.shape
     special = [state[k] for k in ("reg_tokens", "class_token") if k in state]
@@ -30,7 +34,14 @@ def neck(
     s = special.shape[1]
     pos = state["pos_embedding"]
     grid = pos[0, s:].T.reshape(1, dim, *pos_grid)
-    grid = F.interpolate(grid, size=(h, w), mode="bicubic").reshape(dim, h * w).T
+    if tile is None:
+        grid = F.interpolate(grid, size=(h, w), mode="bicubic")
+    else:
+        th, tw = min(tile[0], h), min(tile[1], w)
+        grid = F.interpolate(grid, size=(th, tw), mode="bicubic")
+        rows = [torch.stack([grid[..., y % th, x % tw] for x in range(w)], -1) for y in range(h)]
+        grid = torch.stack(rows, dim=-2)
+    grid = grid.reshape(dim, h * w).T
     x = x.reshape(batch, dim, h * w).permute(0, 2, 1) + grid
     x = torch.cat((special + pos[:, :s], x), dim=1)
     depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("encoder.block."))

@@ -97,6 +97,7 @@ def test_freeze_blocks_freezes(detector_cfg):
         ("IMAGE_SIZE", [224], r"\[h, w\]"),
         ("GLOBAL_BLOCKS", [12], r"0\.\.11"),
         ("GLOBAL_BLOCKS", 3, "a list"),
+        ("TILE_POS_EMBED", "yes", "True or False"),
         ("DROP_PATH_RATE", 1.5, "0 to below 1"),
     ],
 )

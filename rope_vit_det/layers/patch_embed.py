@@ -75,3 +75,36 @@ def interpolate_position_table(
     grid = grid.unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, C, h, w)
     grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic").to(table.dtype)
     return torch.cat((special, grid.flatten(2).transpose(1, 2)), dim=1)
+
+
+def tile_position_table(
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    tile: tuple[int, int],
+    num_special_tokens: int,
+) -> Tensor:
+    """Repeats a learned absolute position table over a grid, one tile after the other.
+
+    Where a tile is a window, every window sees the table as it was pretrained, instead of a piece
+    of a stretched one: interpolation is harmful under windows ("Window Attention is Bugged", arXiv
+    2311.05613, section 3). Tiles start at the top left; those that cross the bottom and right edge
+    are cropped, as windows are.
+
+    Args:
+        table, old_grid, new_grid, num_special_tokens: as of :func:`interpolate_position_table`.
+        tile: (h, w) of one tile, to which the table is interpolated first; along an axis that is
+            shorter, the tile is as long as the axis.
+
+    Returns:
+        Tensor: (1, S + new_h*new_w, C) in the table's dtype.
+    """
+    tile = (min(tile[0], new_grid[0]), min(tile[1], new_grid[1]))
+    table = interpolate_position_table(table, old_grid, tile, num_special_tokens)
+    if tile == new_grid:
+        return table
+    special, grid = table[:, :num_special_tokens], table[:, num_special_tokens:]
+    num_tiles = [-(-size // side) for size, side in zip(new_grid, tile, strict=True)]
+    grid = grid.unflatten(1, tile).repeat(1, *num_tiles, 1)  # (1, >= new_h, >= new_w, C)
+    grid = grid[:, : new_grid[0], : new_grid[1]]
+    return torch.cat((special, grid.flatten(1, 2)), dim=1)

@@ -14,7 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from ..layers.attention import RotaryAttention
 from ..layers.mlp import FeedForward, LayerScale, SwiGLU
-from ..layers.patch_embed import PatchEmbed, interpolate_position_table
+from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
 from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation
 from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
@@ -61,6 +61,7 @@ class RoPEViT(nn.Module):
         pt_grid_size: PtGridSize = None,
         window_size: int = 0,
         global_blocks: Sequence[int] | None = None,
+        tile_pos_embed: bool = False,
         drop_path_rate: float = 0.0,
         activation_checkpoint: bool = False,
         features_only: bool = False,
@@ -87,6 +88,9 @@ class RoPEViT(nn.Module):
                 grid in every block.
             global_blocks: indices of the blocks that attend over the whole grid all the same;
                 None: the last block of each quarter.
+            tile_pos_embed: how the absolute position table meets a larger grid. False: it is
+                interpolated over the whole grid, as in birder. True: it is repeated in tiles of
+                one window each (without windows: of its own grid), cropped at the edges.
             drop_path_rate: stochastic depth of the last block, growing linearly from 0 in the
                 first (arXiv 1603.09382).
             activation_checkpoint: recomputes each block's activations in the backward pass.
@@ -115,6 +119,7 @@ class RoPEViT(nn.Module):
         self.num_special_tokens = num_reg_tokens + int(class_token)
         self.window_size = window_size
         self.global_blocks = frozenset(global_blocks)
+        self.tile_pos_embed = tile_pos_embed
         self.activation_checkpoint = activation_checkpoint
         self.attn_pool_special_tokens = attn_pool_special_tokens
         self.default_pt_grid_size = default_pt_grid_size
@@ -255,9 +260,12 @@ class RoPEViT(nn.Module):
         return x, grid
 
     def _add_special_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        pos = interpolate_position_table(
-            self.pos_embedding, self.pos_grid, grid, self.pos_special_tokens
-        )
+        table = (self.pos_embedding, self.pos_grid, grid)
+        if self.tile_pos_embed:
+            tile = (self.window_size, self.window_size) if self.window_size else self.pos_grid
+            pos = tile_position_table(*table, tile, self.pos_special_tokens)
+        else:
+            pos = interpolate_position_table(*table, self.pos_special_tokens)
         special = [t for t in (self.reg_tokens, self.class_token) if t is not None]
         if self.pos_special_tokens == 0:
             x = x + pos

@@ -61,3 +61,44 @@ def test_embedding_does_not_depend_on_the_order_of_tokens():
     )
     with torch.inference_mode():
         assert relative_difference(model.detection_features(x)["neck"], expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "tile"),
+    [
+        ((10, 14), 4, (4, 4)),  # the table (16 x 16) is interpolated to the window, then repeated
+        ((35, 20), 16, (16, 16)),  # each window sees the table itself
+        ((35, 10), 16, (16, 10)),  # a window is no wider than the grid, and so is a tile
+        ((35, 20), 0, (16, 16)),  # without windows: the table's own grid
+        ((7, 5), 40, (7, 5)),  # a window that covers the grid: interpolated, as without tiles
+    ],
+)
+def test_tiled_position_table_equals_the_reference(grid, window, tile):
+    model = create_model("rope_vit_reg1_t14", window_size=window, tile_pos_embed=True)
+    move_off_initial_values(model)
+    x = torch.randn(1, 3, grid[0] * 14, grid[1] * 14)
+    args = dict(patch=14, heads=3, pos_grid=(16, 16), window=window, global_blocks=(2, 5, 8, 11))
+    state = {k: v.detach().clone().requires_grad_() for k, v in model.state_dict().items()}
+    expected = neck(state, x, **args, tile=tile)
+    ours = model.detection_features(x)["neck"]
+    assert relative_difference(ours, expected) < 1e-5
+    weight = torch.randn_like(expected)
+    (ours * weight).sum().backward()
+    (expected * weight).sum().backward()
+    key = "pos_embedding"
+    assert relative_difference(model.get_parameter(key).grad, state[key].grad) < 1e-4
+
+    model.tile_pos_embed = False
+    with torch.inference_mode():
+        interpolated = model.detection_features(x)["neck"]
+        assert relative_difference(interpolated, neck(state, x, **args)) < 1e-5
+    assert (relative_difference(interpolated, expected) < 1e-5) == (tile == grid)
+
+
+def test_the_table_of_the_pretraining_grid_is_its_own_tile():
+    model = move_off_initial_values(create_model("rope_vit_reg1_t14"))
+    x = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        expected = model.detection_features(x)["neck"]
+        model.tile_pos_embed = True
+        assert relative_difference(model.detection_features(x)["neck"], expected) < 1e-5
