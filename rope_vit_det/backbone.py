@@ -118,9 +118,11 @@ def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoP
         pt_grid_size=options.PT_GRID_SIZE,
         window_size=options.WINDOW_SIZE,
         global_blocks=options.GLOBAL_BLOCKS,
+        rescale_coords=options.RESCALE_COORDS,
         tile_pos_embed=options.TILE_POS_EMBED,
         drop_path_rate=options.DROP_PATH_RATE,
         activation_checkpoint=options.ACTIVATION_CHECKPOINT,
+        compile=options.COMPILE,
         cls=RoPEViTBackbone,
     )
     net.freeze(options.FREEZE_BLOCKS)

@@ -39,6 +39,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # With windows, the blocks that attend over the whole grid all the same. None: the last block of
     # each quarter. []: none.
     net.GLOBAL_BLOCKS = None
+    # In training, multiplies all rotary positions of an image batch by a random factor between
+    # 1 / RESCALE_COORDS and RESCALE_COORDS (DINOv3's configs: 2). None: no.
+    net.RESCALE_COORDS = None
     # The absolute position table on a larger grid. False: interpolated over the whole of it, as in
     # birder. True: repeated, one whole table to a window, so that windows see what was pretrained
     # (arXiv 2311.05613); without windows, the tiles have the table's own grid.
@@ -50,6 +53,10 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     net.FREEZE_BLOCKS = 0
     # Recompute each block's activations in the backward pass: less memory, more time.
     net.ACTIVATION_CHECKPOINT = False
+    # Run the blocks through `torch.compile`, in training and inference: the same result, faster
+    # after minutes of compiling. On the CPU it needs a C++ compiler. Without windows, all image
+    # sizes share one graph; with them, there are a few, whatever the number of sizes.
+    net.COMPILE = False
 
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
     # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).
@@ -105,7 +112,14 @@ def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_S
         ),
         f"None (the last block of each quarter) or a list of block indices in 0..{depth - 1}",
     )
-    check("TILE_POS_EMBED", type(net.TILE_POS_EMBED) is bool, "True or False")
+    check(
+        "RESCALE_COORDS",
+        net.RESCALE_COORDS is None
+        or (type(net.RESCALE_COORDS) in (int, float) and net.RESCALE_COORDS >= 1),
+        "None (off) or a number of 1 or more",
+    )
+    for key in ("TILE_POS_EMBED", "ACTIVATION_CHECKPOINT", "COMPILE"):
+        check(key, type(net[key]) is bool, "True or False")
     check(
         "DROP_PATH_RATE",
         net.DROP_PATH_RATE is None

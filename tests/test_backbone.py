@@ -98,6 +98,9 @@ def test_freeze_blocks_freezes(detector_cfg):
         ("GLOBAL_BLOCKS", [12], r"0\.\.11"),
         ("GLOBAL_BLOCKS", 3, "a list"),
         ("TILE_POS_EMBED", "yes", "True or False"),
+        ("COMPILE", 1, "True or False"),
+        ("RESCALE_COORDS", 0.5, "1 or more"),
+        ("RESCALE_COORDS", "2", "None .off."),
         ("DROP_PATH_RATE", 1.5, "0 to below 1"),
     ],
 )

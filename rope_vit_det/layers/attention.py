@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .graphs import is_building_graph
 from .rope import Rotation, apply_rotary
 from .windows import WindowGroup
 
@@ -72,7 +73,12 @@ class RotaryAttention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of (B, Nq, H, D) queries over (B, Nk, H, D) keys and values."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= _PLAIN_MOST_KEYS:
+    if (
+        q.device.type == "cpu"
+        and q.dtype == torch.bfloat16
+        and not is_building_graph()
+        and k.shape[2] <= _PLAIN_MOST_KEYS
+    ):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
         return (scores.softmax(-1) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -94,17 +100,21 @@ def attend_windows(
         Tensor: (B, S + N, H, D).
     """
     s = num_special_tokens
-    out = [attend(q[:, :s], k, v)] if s else []
-    for start, num, tokens in windows:
-        run = slice(s + start, s + start + num * tokens)
+    # Split rather than sliced: a graph for many sizes then knows that the parts make up the whole.
+    sizes = [s] + [num * tokens for _, num, tokens in windows]
+    runs = zip(*(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
+    q_special, k_special, v_special = next(runs)
+    out = [attend(q_special, k, v)] if s else []
+    for (_, num, _), (q_run, k_run, v_run) in zip(windows, runs, strict=True):
 
-        def split(t: Tensor, run: slice = run, num: int = num) -> Tensor:
-            return t[:, run].unflatten(1, (num, -1))  # (B, num, tokens, H, D)
+        def split(t: Tensor, num: int = num) -> Tensor:
+            return t.unflatten(1, (num, -1))  # (B, num, tokens, H, D)
 
-        def with_special(t: Tensor, num: int = num, split=split) -> Tensor:
-            special = t[:, None, :s].expand(-1, num, -1, -1, -1)
+        def with_special(special: Tensor, t: Tensor, num: int = num, split=split) -> Tensor:
+            special = special[:, None].expand(-1, num, -1, -1, -1)
             return torch.cat((special, split(t)), dim=2).flatten(0, 1)
 
-        y = attend(split(q).flatten(0, 1), with_special(k), with_special(v))
+        keys, values = with_special(k_special, k_run), with_special(v_special, v_run)
+        y = attend(split(q_run).flatten(0, 1), keys, values)
         out.append(y.unflatten(0, (-1, num)).flatten(1, 2))
     return torch.cat(out, dim=1)

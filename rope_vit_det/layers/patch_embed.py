@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .graphs import is_building_graph
+
 
 class PatchEmbed(nn.Conv2d):
     """Non-overlapping patches to tokens, at a stride other than the kernel that was trained.
@@ -69,8 +71,8 @@ def interpolate_position_table(
     Returns:
         Tensor: (1, S + new_h*new_w, C), bicubic without antialiasing, in the table's dtype.
     """
-    if old_grid == new_grid:
-        return table
+    if not is_building_graph() and old_grid == new_grid:
+        return table  # in a graph, it is interpolated onto itself
     special, grid = table[:, :num_special_tokens], table[:, num_special_tokens:]
     grid = grid.unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, C, h, w)
     grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic").to(table.dtype)

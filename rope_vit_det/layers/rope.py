@@ -4,12 +4,14 @@ Su et al., "RoFormer" (arXiv 2104.09864), on images as in Heo et al., "Rotary Po
 for Vision Transformer" (arXiv 2403.13298, section 3.2, axial frequencies).
 """
 
+import math
 from collections import OrderedDict
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .graphs import is_building_graph
 from .windows import to_windows
 
 Rotation = Literal["halves", "interleaved"]
@@ -63,6 +65,7 @@ class RotaryEmbedding2D(nn.Module):
         windowed_order: tuple[int, int] | None = None,
         pt_grid_size: tuple[int, int] | None = None,
         num_special_tokens: int = 0,
+        scale: Tensor | None = None,
         device: torch.device,
         dtype: torch.dtype,
     ) -> Tensor:
@@ -77,13 +80,16 @@ class RotaryEmbedding2D(nn.Module):
             pt_grid_size: (h, w) onto which the positions of a whole grid (or window) are scaled;
                 None: positions count 0, 1, 2, …
             num_special_tokens: leading tokens that are not turned.
+            scale: a factor on all positions, as of :func:`random_scale`.
 
         Returns:
             Tensor: (2, num_special_tokens + h*w, head_dim), cosines and signed sines.
         """
         key = (grid, window, windowed_order, pt_grid_size, num_special_tokens, device, dtype)
-        # A cache hit would bake one image size into a graph that is meant for many.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if scale is not None:  # good for one forward pass
+            with torch.no_grad():
+                return self._build(*key, scale)
+        if is_building_graph():
             return self._build(*key)
         table = self._tables.get(key)
         if table is None:
@@ -105,8 +111,11 @@ class RotaryEmbedding2D(nn.Module):
         num_special_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
+        scale: Tensor | None = None,
     ) -> Tensor:
         angles = self._angles(grid, window, pt_grid_size, device)  # (h, w, head_dim)
+        if scale is not None:
+            angles = angles * scale
         if windowed_order is not None:
             angles = to_windows(angles[None], windowed_order)[0]  # (h*w, head_dim)
         else:
@@ -152,6 +161,20 @@ class RotaryEmbedding2D(nn.Module):
             f"head_dim={self.head_dim}, temperature={self.temperature}, "
             f"indexing={self.indexing!r}, offset={self.offset}, rotation={self.rotation!r}"
         )
+
+
+def random_scale(most: float, device: torch.device) -> Tensor:
+    """A factor for the positions of one training step: log-uniform in [1 / most, most].
+
+    DINOv3's "RoPE-box jittering" (arXiv 2508.10104, section 3.2; `rescale_coords` in its code,
+    2 in its released configs): one factor for both axes. It makes a network robust to resolutions
+    and aspect ratios. There positions are centred; ours begin at 0, and so does the scaling.
+
+    Returns:
+        Tensor: (1,), float32.
+    """
+    limit = math.log(most)
+    return torch.empty(1, device=device).uniform_(-limit, limit).exp()
 
 
 def apply_rotary(x: Tensor, table: Tensor, rotation: Rotation) -> Tensor:

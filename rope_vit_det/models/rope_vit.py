@@ -5,7 +5,7 @@ Parameter names and shapes are birder's (`birder.net.rope_vit`), so weights go b
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from ..layers.attention import RotaryAttention
+from ..layers.graphs import is_building_graph
 from ..layers.mlp import FeedForward, LayerScale, SwiGLU
 from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
-from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation
+from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
+
+# There is a graph for each combination of: the kinds of edge windows (8 at most), batches of one or
+# more images, training or inference, precision.
+_MOST_GRAPHS = 64
 
 PtGridSize = tuple[int, int] | Literal["count"] | None
 
@@ -62,8 +67,10 @@ class RoPEViT(nn.Module):
         window_size: int = 0,
         global_blocks: Sequence[int] | None = None,
         tile_pos_embed: bool = False,
+        rescale_coords: float | None = None,
         drop_path_rate: float = 0.0,
         activation_checkpoint: bool = False,
+        compile: bool = False,
         features_only: bool = False,
     ) -> None:
         """
@@ -91,9 +98,14 @@ class RoPEViT(nn.Module):
             tile_pos_embed: how the absolute position table meets a larger grid. False: it is
                 interpolated over the whole grid, as in birder. True: it is repeated in tiles of
                 one window each (without windows: of its own grid), cropped at the edges.
+            rescale_coords: in training, all rotary positions of a forward pass are multiplied by
+                a random factor between 1 / rescale_coords and rescale_coords
+                (:func:`~rope_vit_det.layers.rope.random_scale`); None: they are not.
             drop_path_rate: stochastic depth of the last block, growing linearly from 0 in the
                 first (arXiv 1603.09382).
             activation_checkpoint: recomputes each block's activations in the backward pass.
+            compile: runs the blocks through `torch.compile`. Without windows, all sizes share one
+                graph; with windows, those do that have the same kinds of edge windows.
             features_only: leaves out final norm, pooling and classifier; only
                 :meth:`detection_features` works.
         """
@@ -106,6 +118,8 @@ class RoPEViT(nn.Module):
             raise ValueError(f"window_size must be a whole number of 0 or more, got {window_size}")
         if global_blocks is None:
             global_blocks = {max(num_layers * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
+        if rescale_coords is not None and rescale_coords < 1:
+            raise ValueError(f"rescale_coords must be None or at least 1, got {rescale_coords}")
         for block in global_blocks:
             if not 0 <= block < num_layers:
                 raise ValueError(
@@ -120,7 +134,10 @@ class RoPEViT(nn.Module):
         self.window_size = window_size
         self.global_blocks = frozenset(global_blocks)
         self.tile_pos_embed = tile_pos_embed
+        self.rescale_coords = rescale_coords
         self.activation_checkpoint = activation_checkpoint
+        self.compiled = compile
+        self._compiled_blocks: Callable | None = None
         self.attn_pool_special_tokens = attn_pool_special_tokens
         self.default_pt_grid_size = default_pt_grid_size
         self.pt_grid_size = pt_grid_size
@@ -234,12 +251,16 @@ class RoPEViT(nn.Module):
             s = self.num_special_tokens
             x = torch.cat((x[:, :s], to_windows(x[:, s:].unflatten(1, grid), window)), dim=1)
 
+        scale = None
+        if self.training and self.rescale_coords is not None:
+            scale = random_scale(self.rescale_coords, x.device)
         table = partial(
             self.rope,
             grid,
             windowed_order=window,
             pt_grid_size=self._effective_pt_grid_size(),
             num_special_tokens=self.num_special_tokens,
+            scale=scale,
             device=x.device,
             dtype=self._attention_dtype(x),
         )
@@ -247,9 +268,22 @@ class RoPEViT(nn.Module):
         window_rope = windows = None
         if window is not None:
             window_rope, windows = table(window=window), window_groups(grid, window)
+        if self.compiled and not is_building_graph():
+            run = self._run_compiled_blocks
+        else:
+            run = self._run_blocks
+        return run(x, global_rope, window_rope, windows), grid
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        global_rope: Tensor,
+        window_rope: Tensor | None,
+        windows: list[WindowGroup] | None,
+    ) -> Tensor:
         x = self.encoder.pre_block(x)
         for i, block in enumerate(self.encoder.block):
-            if window is None or i in self.global_blocks:
+            if windows is None or i in self.global_blocks:
                 args = (x, global_rope)
             else:
                 args = (x, window_rope, windows)
@@ -257,7 +291,28 @@ class RoPEViT(nn.Module):
                 x = checkpoint(block, *args, use_reentrant=False)
             else:
                 x = block(*args)
-        return x, grid
+        return x
+
+    def _run_compiled_blocks(self, x: Tensor, *args: Any) -> Tensor:
+        """:meth:`_run_blocks` as one graph for many sizes.
+
+        Stem, position table and rotary tables stay outside: they are little work, and all that
+        sees height and width. To the blocks, a size is a number of tokens.
+        """
+        if self._compiled_blocks is None:
+            self._compiled_blocks = torch.compile(self._run_blocks, fullgraph=True, dynamic=True)
+        dynamo = torch._dynamo  # imported on first use: it takes seconds
+        # A size that happens to equal another one (the width, say) is no less free for that.
+        dynamo.maybe_mark_dynamic(x, [0, 1])
+        for table in args[:2]:
+            if table is not None:
+                dynamo.maybe_mark_dynamic(table, 1)
+        with dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
+            return self._compiled_blocks(x, *args)
+
+    def __getstate__(self) -> dict:
+        # Copies and pickles compile anew.
+        return {**super().__getstate__(), "_compiled_blocks": None}
 
     def _add_special_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         table = (self.pos_embedding, self.pos_grid, grid)
