@@ -17,7 +17,7 @@ from ..evaluation.plots import draw_predictions, plot_curves
 from .main import train
 from .setup import check_config, load_config, setup
 
-NUM_PICTURES = 4
+NUM_PICTURES = 6
 
 
 def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
+from helpers import relative_difference
 
 from rope_vit_det.engine.train_step import AutocastTrainer, build_train_step
 
@@ -34,9 +35,7 @@ def test_a_step_on_the_cpu(detector_cfg, enabled):
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         losses = oracle(x)
     sum(losses.values()).backward()
-    with torch.no_grad():
-        for parameter in oracle.parameters():
-            parameter -= 0.1 * parameter.grad
-    for ours, theirs in zip(model.parameters(), oracle.parameters(), strict=True):
-        assert ours.dtype == torch.float32
-        assert torch.equal(ours, theirs)
+    for (name, before), after in zip(oracle.named_parameters(), model.parameters(), strict=True):
+        assert after.dtype == torch.float32
+        # A gradient rounded otherwise (bf16 keeps 8 bits) would be off by some 4e-3.
+        assert relative_difference(before - after, 0.1 * before.grad) < 1e-4, name

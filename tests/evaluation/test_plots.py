@@ -59,15 +59,13 @@ def test_truth_is_left_and_confident_predictions_are_right(tmp_path):
     def changed(min_score):
         out = str(tmp_path / f"{min_score}.png")
         draw_predictions([image], [found], metadata, out, min_score=min_score)
-        sheet = cv2.imread(out)[44:-12]
+        sheet = cv2.imread(out)[44:-8]
         left, right = np.split(sheet, 2, axis=1)
-        return [
-            (np.abs(half.astype(int) - 90).max(axis=2) > 20)[:, 12:-12] for half in (left, right)
-        ]
+        return [(np.abs(half.astype(int) - 90).max(axis=2) > 20)[:, 8:-8] for half in (left, right)]
 
     truth, guess = changed(0.5)
     both = changed(0.1)[1]
-    # Panels are 480 pixels high: 4.8 a pixel. Left box ends at 288, the right one begins at 384.
-    assert truth[:, 40:290].any() and not truth[:, 400:].any()
-    assert guess[:, 390:].any() and not guess[:, :300].any()
-    assert both[:, :200].any()
+    # Panels are 440 pixels wide: 2.93 a pixel. Left box ends at 176, the right one begins at 234.
+    assert truth[:, 29:180].any() and not truth[:, 225:].any()
+    assert guess[:, 234:].any() and not guess[:, :190].any()
+    assert both[:, :180].any()
