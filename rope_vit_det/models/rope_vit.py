@@ -343,7 +343,8 @@ class RoPEViT(nn.Module):
     @staticmethod
     def _attention_dtype(x: Tensor) -> torch.dtype:
         """The dtype that queries and keys of these tokens will have."""
-        if torch.is_autocast_enabled(x.device.type):
+        # There is no autocast on the meta device, and asking for it raises.
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
 

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Measures the backbone beside its peers: times, memory, share of the machine's matrix rate."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rope_vit_det.benchmark import BenchmarkOptions, run_benchmark
+from rope_vit_det.benchmark.networks import CONTESTANTS
+from rope_vit_det.benchmark.report import format_report
+from rope_vit_det.benchmark.run import MODES, PRECISIONS
+from rope_vit_det.errors import input_errors_as_one_line
+
+
+def grid(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def parse_args() -> argparse.Namespace:
+    default = BenchmarkOptions()
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--grids", nargs="+", type=grid, default=default.grids, metavar="HxW",
+        help="in patch tokens; every network gets the image of that grid (default: 64x64)")  # fmt: skip
+    add("--networks", nargs="+", choices=CONTESTANTS, default=default.networks)
+    add("--precisions", nargs="+", choices=PRECISIONS, default=default.precisions)
+    add("--modes", nargs="+", choices=MODES, default=default.modes)
+    add("--compiled", action="store_true", help="ours under torch.compile as well")
+    add("--batch-size", type=int, default=default.batch_size)
+    add("--repeats", type=int, default=default.repeats)
+    add("--device", default=default.device, help="cpu, cuda, cuda:1, …")
+    add("--variant", default=default.variant, help="of our network and birder's")
+    add("--patch-stride", type=int, help="of our network (default: its own patch size)")
+    add("--window-size", type=int, default=default.window_size)
+    add("--out", type=Path, help="the JSON to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = vars(parse_args())
+    out = args.pop("out")
+    results = run_benchmark(BenchmarkOptions(**args))
+    print(format_report(results))
+    if out:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with input_errors_as_one_line():
+        main()
