@@ -67,13 +67,12 @@ def neck(
 
 def _mask(s: int, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """(S + N, S + N): True where attention is allowed."""
-    ids = [(y // window[0], x // window[1]) for y in range(grid[0]) for x in range(grid[1])]
-    n = s + len(ids)
-    mask = torch.zeros(n, n, dtype=torch.bool)
-    mask[:s] = True
-    mask[:, :s] = True
-    for a, id_a in enumerate(ids):
-        mask[s + a, s:] = torch.tensor([id_a == id_b for id_b in ids])
+    ids = [
+        y // window[0] * grid[1] + x // window[1] for y in range(grid[0]) for x in range(grid[1])
+    ]
+    ids = torch.tensor(ids)
+    mask = torch.ones(s + len(ids), s + len(ids), dtype=torch.bool)
+    mask[s:, s:] = ids[:, None] == ids[None, :]
     return mask
 
 

@@ -42,9 +42,7 @@ def training_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], N
     return call
 
 
-def linear_layers_call(
-    net: nn.Module, tokens: int, bf16: bool
-) -> tuple[Callable[[], None], int]:
+def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callable[[], None], int]:
     """The linear layers of a network on that many tokens, and nothing else of it.
 
     Returns:
@@ -105,6 +103,11 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         return None
     call()
     return (_status_kib("VmHWM") - before) / 2**10
+
+
+def process_peak_mib() -> float:
+    """Peak memory of this process so far, all that it holds included, in MiB (Linux)."""
+    return _status_kib("VmHWM") / 2**10
 
 
 def _status_kib(field: str) -> int:
