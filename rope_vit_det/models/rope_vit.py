@@ -307,7 +307,8 @@ class RoPEViT(nn.Module):
         for table in args[:2]:
             if table is not None:
                 dynamo.maybe_mark_dynamic(table, 1)
-        with dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
+        # The graph splitter for DDP takes no activation checkpoints.
+        with dynamo.config.patch(recompile_limit=_MOST_GRAPHS, optimize_ddp=False):
             return self._compiled_blocks(x, *args)
 
     def __getstate__(self) -> dict:

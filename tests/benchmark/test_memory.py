@@ -42,7 +42,7 @@ def test_a_step_keeps_no_more_than_birders(window_size):
 
 
 def test_an_unknown_network_is_named():
-    with pytest.raises(InputError, match="resnet.*known are global"):
+    with pytest.raises(InputError, match=r"resnet.*known are global"):
         measure_memory(["resnet"])
 
 

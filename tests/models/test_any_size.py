@@ -166,7 +166,8 @@ def _train_in_parallel(rank: int, folder: str, compile: bool) -> None:
     )
     real = torch.compile
     torch.compile = lambda *a, **k: real(*a, **k, backend="aot_eager")
-    net = _Neck(create_model(SMALL, window_size=4, compile=compile, features_only=True))
+    kwargs = dict(window_size=4, compile=compile, activation_checkpoint=compile)
+    net = _Neck(create_model(SMALL, **kwargs, features_only=True))
     net.load_state_dict(torch.load(f"{folder}/weights.pth"))
     model = DistributedDataParallel(net)
     for x in torch.load(f"{folder}/images.pth")[rank]:
