@@ -49,7 +49,7 @@ def test_augmentation_over_scales_and_flips(cfg, pt_grid_size):
         resize = ResizeTransform(200, 270, side, int(270 * scale + 0.5))
         pixels = resize.apply_image(image["image"].permute(1, 2, 0).numpy())
         for flipped in (False, True):
-            view = np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels)
+            view = np.array(pixels[:, ::-1] if flipped else pixels)
             view = torch.from_numpy(view).permute(2, 0, 1)
             height, width = view.shape[1:]
             out = _detect(fresh, [{"image": view, "height": height, "width": width}])[0]
@@ -122,6 +122,7 @@ def test_one_detector_from_64_to_2048_pixels(cfg):
         torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_detector_trains_detects_and_is_augmented(cfg, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k, backend="aot_eager"))

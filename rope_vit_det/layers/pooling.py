@@ -23,7 +23,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, C)."""
-        q = self.q(self.latent).unflatten(-1, (self.num_heads, -1)).expand(len(x), -1, -1, -1)
+        q = self.q(self.latent).unflatten(-1, (self.num_heads, -1)).expand(x.shape[0], -1, -1, -1)
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         x = self.proj(attend(q, k, v).flatten(2))
         return (x + self.mlp(self.norm(x)))[:, 0]

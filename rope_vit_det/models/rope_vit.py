@@ -20,9 +20,9 @@ from ..layers.pooling import AttentionPool
 from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
 
-# There is a graph for each combination of: the kinds of edge windows (8 at most), batches of one or
+# There is a graph for each combination of: the kinds of edge windows (about 15), batches of one or
 # more images, training or inference, precision.
-_MOST_GRAPHS = 64
+_MOST_GRAPHS = 256
 
 PtGridSize = tuple[int, int] | Literal["count"] | None
 
@@ -251,6 +251,7 @@ class RoPEViT(nn.Module):
             s = self.num_special_tokens
             x = torch.cat((x[:, :s], to_windows(x[:, s:].unflatten(1, grid), window)), dim=1)
 
+        x = self.encoder.pre_block(x)
         scale = None
         if self.training and self.rescale_coords is not None:
             scale = random_scale(self.rescale_coords, x.device)
@@ -272,7 +273,10 @@ class RoPEViT(nn.Module):
             run = self._run_compiled_blocks
         else:
             run = self._run_blocks
-        return run(x, global_rope, window_rope, windows), grid
+        # In a network that was cast to bf16, the sum of all branches is what rounding hurts most.
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))
+        return run(x, global_rope, window_rope, windows).to(dtype), grid
 
     def _run_blocks(
         self,
@@ -281,7 +285,6 @@ class RoPEViT(nn.Module):
         window_rope: Tensor | None,
         windows: list[WindowGroup] | None,
     ) -> Tensor:
-        x = self.encoder.pre_block(x)
         for i, block in enumerate(self.encoder.block):
             if windows is None or i in self.global_blocks:
                 args = (x, global_rope)
@@ -326,7 +329,7 @@ class RoPEViT(nn.Module):
         if self.pos_special_tokens == 0:
             x = x + pos
         if special:
-            x = torch.cat([t.expand(len(x), -1, -1).to(x.dtype) for t in special] + [x], dim=1)
+            x = torch.cat([t.expand(x.shape[0], -1, -1).to(x.dtype) for t in special] + [x], dim=1)
         return x + pos if self.pos_special_tokens else x
 
     def _window(self, grid: tuple[int, int]) -> tuple[int, int] | None:
@@ -429,9 +432,15 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
     ) -> Tensor:
-        """(B, S + N, C) to the same; the arguments are those of :class:`RotaryAttention`."""
-        x = x + self.drop_path(self.layer_scale_1(self.attn(self.norm1(x), rope, windows)))
-        return x + self.drop_path(self.layer_scale_2(self.mlp(self.norm2(x))))
+        """(B, S + N, C) to the same; the arguments are those of :class:`RotaryAttention`.
+
+        ``x`` may be more precise than the weights, and then stays so.
+        """
+        dtype = self.norm1.weight.dtype
+        y = self.attn(self.norm1(x.to(dtype)), rope, windows)
+        x = x + self.drop_path(self.layer_scale_1(y))
+        y = self.mlp(self.norm2(x.to(dtype)))
+        return x + self.drop_path(self.layer_scale_2(y))
 
 
 def _grid_size(value: Sequence[int]) -> tuple[int, int]:

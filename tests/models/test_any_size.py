@@ -51,7 +51,9 @@ def test_tables_belong_to_their_precision():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             first = model.detection_features(x)["neck"]
         half = copy.deepcopy(model).bfloat16().detection_features(x.bfloat16())["neck"]
-        assert first.dtype == half.dtype == torch.bfloat16
+        assert half.dtype == torch.bfloat16
+        for other in (first, half):
+            assert 1e-4 < relative_difference(other.float(), expected) < 3e-2
         assert relative_difference(model.detection_features(x)["neck"], expected) < 1e-6
         with torch.autocast("cpu", dtype=torch.bfloat16):
             again = model.detection_features(x)["neck"]
@@ -186,7 +188,7 @@ class _Neck(nn.Module):
         return self.net.detection_features(x)["neck"]
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_with_images_of_different_sizes(tmp_path, compile):
     net = _Neck(small_model(window_size=4, features_only=True))
     sizes = [[(64, 112), (96, 96)], [(160, 48), (16, 64)]]  # by process
