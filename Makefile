@@ -47,7 +47,7 @@ $(READY): setup.py constraints.txt tools/install_detectron2.py tools/check_openc
 	    { echo "error: no virtual environment; on Debian: apt-get install python3-venv"; \
 	      rm -rf $(VENV); exit 1; }
 	@$(RUN) -m pip install -q --disable-pip-version-check setuptools
-	$(RUN) -m pip install -q --disable-pip-version-check -e '.[test]'
+	$(RUN) -m pip install --disable-pip-version-check -e '.[test]'
 	$(RUN) tools/install_detectron2.py
 	@$(RUN) tools/check_opencv.py
 	@touch $@

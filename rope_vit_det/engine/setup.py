@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -15,6 +16,7 @@ from ..config import add_rope_vit_config, check_solver_config
 from ..data.check import check_dataset
 from ..errors import InputError
 from .checkpoint import check_weights_path
+from .yaml_config import merge_from_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +30,15 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         args: from `detectron2.engine.default_argument_parser()`.
 
     Raises:
-        InputError: a missing file, an unknown key, a value of the wrong type.
+        InputError: a missing file, one that would run code, an unknown key, a value of the wrong
+            type.
     """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
     if args.config_file:
         if not os.path.isfile(args.config_file):
             raise InputError(f"--config-file {args.config_file}: no such file")
-        _merge(args.config_file, cfg.merge_from_file, args.config_file)
+        _merge(args.config_file, partial(merge_from_yaml, cfg), args.config_file)
     _merge("command line", cfg.merge_from_list, args.opts)
     if not torch.cuda.is_available():
         if args.num_gpus > 1:
@@ -82,6 +85,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _merge(source: str, merge: Callable, value: object) -> None:
     try:
         merge(value)
+    except InputError:
+        raise
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         reason = str(error.args[0] if error.args else error)
         raise InputError(f"{source}: {reason}") from None
