@@ -62,7 +62,8 @@ class RotaryAttention(nn.Module):
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
         q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
-        v = qkv[:, :, 2]
+        # A copy, so that the backward pass does not keep all of qkv for the sake of this third.
+        v = qkv[:, :, 2].contiguous()
         if windows is None:
             x = attend(q, k, v)
         else:
