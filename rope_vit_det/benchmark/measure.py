@@ -42,9 +42,7 @@ def training_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], N
     return call
 
 
-def linear_layers_call(
-    net: nn.Module, tokens: int, bf16: bool
-) -> tuple[Callable[[], None], int]:
+def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callable[[], None], int]:
     """The linear layers of a network on that many tokens, and nothing else of it.
 
     Returns:
