@@ -47,11 +47,11 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            x.dtype != torch.float32
+            not usable(x)  # first: on the meta device, asking for autocast raises
+            or x.dtype != torch.float32
             or self.weight.dtype != torch.float32
             or x.numel() < _LEAST_ROWS * x.shape[-1]
             or torch.is_autocast_enabled(x.device.type)
-            or not usable(x)
         ):
             return super().forward(x)
         if torch.is_grad_enabled():
