@@ -53,9 +53,10 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     net.FREEZE_BLOCKS = 0
     # Recompute each block's activations in the backward pass: less memory, more time.
     net.ACTIVATION_CHECKPOINT = False
-    # Run the blocks through `torch.compile`, in training and inference: the same result, faster
-    # after minutes of compiling. On the CPU it needs a C++ compiler. Without windows, all image
-    # sizes share one graph; with them, there are a few, whatever the number of sizes.
+    # Run the blocks through `torch.compile`, in training and inference: the same result, after a
+    # minute of compiling for each graph. Without windows, all image sizes share one graph; with
+    # them, there are a few, whatever the number of sizes. Meant for GPUs: on the CPU, where it
+    # needs a C++ compiler, little is gained.
     net.COMPILE = False
 
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv

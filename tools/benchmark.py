@@ -21,8 +21,14 @@ def parse_args() -> argparse.Namespace:
     default = BenchmarkOptions()
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--grids", nargs="+", type=grid, default=default.grids, metavar="HxW",
-        help="in patch tokens; every network gets the image of that grid (default: 64x64)")  # fmt: skip
+    add(
+        "--grids",
+        nargs="+",
+        type=grid,
+        default=default.grids,
+        metavar="HxW",
+        help="in patch tokens; each network's image has that grid (default: 64x64)",
+    )
     add("--networks", nargs="+", choices=CONTESTANTS, default=default.networks)
     add("--precisions", nargs="+", choices=PRECISIONS, default=default.precisions)
     add("--modes", nargs="+", choices=MODES, default=default.modes)

@@ -3,14 +3,19 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import MLP
+
+from .cpu_kernels import Linear
 
 
-class FeedForward(MLP):
+class FeedForward(nn.Sequential):
     """Linear, GELU, linear: (..., dim) to (..., dim)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__(dim, [hidden_dim, dim], activation_layer=nn.GELU, inplace=None)
+        super().__init__()
+        # The places, and so the names in a checkpoint, are those of torchvision's MLP.
+        self.add_module("0", Linear(dim, hidden_dim))
+        self.add_module("1", nn.GELU())
+        self.add_module("3", Linear(hidden_dim, dim))
 
 
 class SwiGLU(nn.Module):
@@ -22,10 +27,10 @@ class SwiGLU(nn.Module):
             norm: over ``hidden_dim`` channels, before the last linear layer (EVA-02, section 2.1).
         """
         super().__init__()
-        self.fc1_g = nn.Linear(dim, hidden_dim)
-        self.fc1_x = nn.Linear(dim, hidden_dim)
+        self.fc1_g = Linear(dim, hidden_dim)
+        self.fc1_x = Linear(dim, hidden_dim)
         self.norm = nn.Identity() if norm is None else norm
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         # Gates start open, as in timm's SwiGLU.
         nn.init.normal_(self.fc1_g.weight, std=1e-6)
         nn.init.ones_(self.fc1_g.bias)

@@ -1,0 +1,46 @@
+"""The benchmark's command line in a fresh process: what its JSON holds is what its table says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+
+
+def run(*arguments):
+    command = [sys.executable, "-W", "ignore", TOOL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_table_and_json_agree(tmp_path):
+    out = tmp_path / "benchmark.json"
+    options = ("--variant", "rope_vit_reg1_t14", "--grids", "4x6", "--window-size", 3)
+    networks = ("--networks", "global", "windowed", "birder", "--modes", "forward", "training")
+    answer = run(*options, *networks, "--repeats", 2, "--out", out)
+    assert answer.returncode == 0, answer.stderr
+    results = json.loads(out.read_text())
+    assert results["output_difference"] < 1e-5
+    measured = results["measurements"]
+    assert len(measured) == 3 * 2 * 2  # networks, modes, precisions
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in answer.stdout.splitlines()
+        if line.startswith(("| global", "| windowed", "| birder"))
+    ]
+    for row, m in zip(rows, measured, strict=True):
+        assert row[:3] == [m["network"], m["mode"], m["precision"]]
+        assert row[4] == f"{m['median_s']:.3f}"
+        assert len(m["seconds"]) == 2 and min(m["seconds"]) > 0
+        # 84 x 56 px: 24 patches, 12 blocks of 12 * 192**2 weights, and some attention
+        work = m["gflops"] * m["median_s"] / (3 if m["mode"] == "training" else 1)
+        assert 2 * 24 * 12 * 12 * 192**2 / 1e9 < work < 3 * 24 * 12 * 12 * 192**2 / 1e9
+
+
+def test_an_absent_device_is_one_line():
+    answer = run("--device", "cuda", "--networks", "global", "--variant", "rope_vit_reg1_t14")
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    assert answer.returncode == 2 and answer.stderr.count("error:") == 1
