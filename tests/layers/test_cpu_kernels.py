@@ -1,4 +1,4 @@
-"""The CPU kernels against naive float64 attention and plain linear layers, forward and gradients."""
+"""The CPU kernels against naive float64 attention and plain linear layers, with gradients."""
 
 import pytest
 import torch
