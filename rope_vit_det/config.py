@@ -55,8 +55,8 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     net.ACTIVATION_CHECKPOINT = False
     # Run the blocks through `torch.compile`, in training and inference: the same result, after a
     # minute of compiling for each graph. Without windows, all image sizes share one graph; with
-    # them, there are a few, whatever the number of sizes. Meant for GPUs: on the CPU, where it
-    # needs a C++ compiler, little is gained.
+    # them, there are a few, whatever the number of sizes. Meant for GPUs: on the CPU it needs a
+    # C++ compiler, and our own CPU kernels, which a graph cannot hold, are faster.
     net.COMPILE = False
 
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
