@@ -316,7 +316,7 @@ class RoPEViT(nn.Module):
 
     def __getstate__(self) -> dict:
         # Copies and pickles compile anew.
-        return {**super().__getstate__(), "_compiled_blocks": None}
+        return {**self.__dict__, "_compiled_blocks": None}
 
     def _add_special_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         table = (self.pos_embedding, self.pos_grid, grid)
