@@ -51,7 +51,9 @@ def birders_own_address(published, server, monkeypatch):
 
 @pytest.fixture(params=["hub", "birder"])
 def either(request):
-    return request.getfixturevalue({"hub": "server", "birder": "birders_own_address"}[request.param])
+    return request.getfixturevalue(
+        {"hub": "server", "birder": "birders_own_address"}[request.param]
+    )
 
 
 def test_repository_and_file_come_from_the_url_of_the_entry(server, published):
