@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,11 @@ import torch
 from birder.common import fs_ops
 from birder.model_registry import registry
 from birder.net.base import get_signature
-from helpers import move_off_initial_values
+from helpers import BIRDS, RGB_STATS, move_off_initial_values
 from huggingface_hub import constants
 from torch import nn
 
 from rope_vit_det.weights import catalogue
-
-sys.path.append(str(Path(__file__).parent))
-
-RGB_STATS = {"mean": (0.5, 0.45, 0.4), "std": (0.25, 0.24, 0.23)}
-CLASSES = {"arctic tern": 0, "bar-tailed godwit": 1, "common crane": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +38,7 @@ def birder_file(tmp_path, monkeypatch):
         *,
         tag: str | None = "birds",
         size: tuple[int, int] = (224, 224),
-        classes: dict[str, int] = CLASSES,
+        classes: dict[str, int] = BIRDS,
         config: dict | None = None,
         suffix: str = ".pt",
     ) -> tuple[Path, nn.Module]:
