@@ -93,8 +93,11 @@ def check_weights_path(path: str) -> None:
             "Detectron2's model zoo has no RoPE ViT, this is another network; set MODEL.WEIGHTS to "
             "weights of a RoPE ViT, or to '' to start from random weights"
         )
-    if path and "://" not in path and not path.startswith(PREFIX) and not PathManager.isfile(path):
-        raise InputError("no such file")
+    if path and "://" not in path and not path.startswith(PREFIX):
+        if PathManager.isdir(path):
+            raise InputError("a folder, not a file")
+        if not PathManager.isfile(path):
+            raise InputError("no such file")
 
 
 def weights_error(path: str, error: InputError) -> InputError:

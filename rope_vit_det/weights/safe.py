@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class _RefusedError(Exception):
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if module == "__builtin__":  # of Python 2
+            module = "builtins"
         try:
             return _ALLOWED[module, name]
         except KeyError:
@@ -110,6 +112,18 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return codecs.latin_1_encode(text)[0]
 
 
+def _numpy_functions() -> list[tuple[str, Callable]]:
+    """The functions that pickled arrays and scalars call, by module, of any numpy version."""
+    core = getattr(np, "_core", None) or np.core
+    functions = {"multiarray": ("_reconstruct", "scalar"), "numeric": ("_frombuffer",)}
+    return [
+        (f"numpy.{package}.{module}", getattr(getattr(core, module), name))
+        for package in ("core", "_core")
+        for module, names in functions.items()
+        for name in names
+    ]
+
+
 _BUILTINS = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -117,24 +131,15 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     **{("builtins", kind.__name__): kind for kind in _BUILTINS},
-    **{
-        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    },
+    **{(module, function.__name__): function for module, function in _numpy_functions()},
 }
 
 
 def _numpy_globals() -> list[Any]:
     """What the arrays and scalars that Detectron2's hooks may save consist of."""
-    multiarray = np._core.multiarray
-    names = [
-        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    ]
+    functions = [(function, f"{m}.{function.__name__}") for m, function in _numpy_functions()]
     kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
-    return [*names, np.ndarray, np.dtype, *kinds, (_encode_latin1, "_codecs.encode")]
+    return [*functions, np.ndarray, np.dtype, *kinds, (_encode_latin1, "_codecs.encode")]
 
 
 def _existing(path: str | os.PathLike) -> str:
