@@ -17,8 +17,8 @@ from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
 
 logger = logging.getLogger(__name__)
-# A child of the checkpointer's, so that what was loaded is told in scripts that know nothing of us.
-load_logger = logging.getLogger("fvcore.common.checkpoint.rope_vit_det")
+# A child of Detectron2's, so that what was loaded is told in scripts that know nothing of us.
+load_logger = logging.getLogger("detectron2.checkpoint.rope_vit_det")
 
 
 class RoPEViTBackbone(RoPEViT, Backbone):

@@ -1,4 +1,4 @@
-"""Weights files written by birder itself, and an empty cache for every test."""
+"""Weights files written by birder itself, and an empty cache for those who use them."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from torch import nn
 from rope_vit_det.weights import catalogue
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty `HF_HOME`, in this process and those that it starts."""
     home = tmp_path / "hf_home"
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def birder_file(tmp_path, monkeypatch):
+def birder_file(cache, tmp_path, monkeypatch):
     """Has birder build a network and write it; returns the path and the network."""
     logging.getLogger("birder").setLevel(logging.WARNING)
 
