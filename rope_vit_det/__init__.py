@@ -3,6 +3,7 @@
 from .backbone import RoPEViTBackbone
 from .config import add_rope_vit_config
 from .models import RoPEViT, create_model
+from .weights import load_model
 
-__all__ = ["RoPEViT", "RoPEViTBackbone", "add_rope_vit_config", "create_model"]
+__all__ = ["RoPEViT", "RoPEViTBackbone", "add_rope_vit_config", "create_model", "load_model"]
 __version__ = "0.1.0"
