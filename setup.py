@@ -28,6 +28,7 @@ requirements = [
     "torchvision>=0.21",
     "fvcore>=0.1.5",
     "iopath>=0.1.7",
+    "filelock",
     "huggingface_hub>=0.34",
     "safetensors>=0.4.3",
     "pycocotools>=2.0.2",

@@ -188,7 +188,7 @@ def info_from_fields(
     fields: Mapping[str, Any],
     state: StateDict,
     *,
-    network: str,
+    network: str | None,
     tag: str | None,
 ) -> WeightsInfo:
     """Makes sense of what :func:`read_fields` found.
@@ -217,7 +217,7 @@ def info_from_fields(
     if channels != 3 or len(info.rgb_mean) != 3 or len(info.rgb_std) != 3:
         raise InputError(f"{path} is for images of {channels} channels; this project reads RGB")
     try:
-        architecture_from_config(info.config, num_heads=VARIANTS[network]["num_heads"])
+        architecture_from_config(info.config, network)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return info
@@ -236,25 +236,15 @@ def network_of_file_name(name: str) -> tuple[str | None, str | None]:
     return None, None
 
 
-def skeleton(info: WeightsInfo, **kwargs: Any) -> RoPEViT:
-    """The network of a file on the meta device: shapes without memory.
-
-    Args:
-        kwargs: further arguments of :class:`~rope_vit_det.models.RoPEViT`.
-    """
+def skeleton(info: WeightsInfo) -> RoPEViT:
+    """The network of a file on the meta device: shapes without memory."""
     with torch.device("meta"):
         return create_model(
             info.network,
             num_classes=info.num_classes,
             image_size=info.image_size,
-            **architecture_overrides(info),
-            **kwargs,
+            **architecture_from_config(info.config, info.network),
         )
-
-
-def architecture_overrides(info: WeightsInfo) -> dict[str, Any]:
-    """What the file's `config` changes, as arguments of :class:`~rope_vit_det.models.RoPEViT`."""
-    return architecture_from_config(info.config, num_heads=VARIANTS[info.network]["num_heads"])
 
 
 def misfit(state: StateDict, info: WeightsInfo) -> str | None:

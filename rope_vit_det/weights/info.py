@@ -59,7 +59,8 @@ class WeightsInfo:
     """A weights file without its tensors.
 
     Attributes:
-        network: a key of :data:`rope_vit_det.models.VARIANTS`.
+        network: a key of :data:`rope_vit_det.models.VARIANTS`. (None only on the way into
+            Detectron2, whose config says it: a file whose name does not.)
         tag: what tells these weights from others of the network, None where the name says nothing.
         num_classes: of the classifier, 0 without one.
         class_to_idx: class names to their logits; may be empty.
@@ -70,7 +71,7 @@ class WeightsInfo:
         birder_version: that wrote the file, None where it does not say.
     """
 
-    network: str
+    network: str | None
     tag: str | None
     num_classes: int
     class_to_idx: Mapping[str, int]
@@ -96,9 +97,7 @@ class WeightsInfo:
         Raises:
             ValueError: :attr:`config` has an entry that this project does not know.
         """
-        return VARIANTS[self.network] | architecture_from_config(
-            self.config, num_heads=VARIANTS[self.network]["num_heads"]
-        )
+        return VARIANTS[self.network] | architecture_from_config(self.config, self.network)
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -112,11 +111,11 @@ class WeightsInfo:
         return self.rope["default_pt_grid_size"]
 
 
-def architecture_from_config(config: Mapping[str, Any], *, num_heads: int) -> dict[str, Any]:
+def architecture_from_config(config: Mapping[str, Any], network: str | None) -> dict[str, Any]:
     """Translates a `config` of birder's into arguments of :class:`~rope_vit_det.models.RoPEViT`.
 
     Args:
-        num_heads: of the network; an attention pooling that does not say has as many.
+        network: whose architecture it changes.
 
     Raises:
         ValueError: names the entry that cannot be translated.
@@ -126,7 +125,8 @@ def architecture_from_config(config: Mapping[str, Any], *, num_heads: int) -> di
         if key == "attn_pool_head":
             if not value:
                 ours["attn_pool_num_heads"] = None
-            else:
+            else:  # a pooling that does not say how many heads it has has as many as the network
+                num_heads = VARIANTS.get(network, {}).get("num_heads")
                 ours.setdefault("attn_pool_num_heads", config.get("num_heads", num_heads))
         elif key not in _OUR_NAME:
             raise ValueError(

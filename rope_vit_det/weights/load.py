@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 
@@ -11,9 +12,9 @@ from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
 from ..models.variants import create_model
 from .catalogue import resolve
-from .files import SUFFIXES, architecture_overrides, read_weights_file
+from .files import SUFFIXES, read_weights_file
 from .hub import fetch
-from .info import WeightsInfo
+from .info import WeightsInfo, architecture_from_config
 
 PREFIX = "birder:"
 
@@ -46,7 +47,8 @@ def load_model(
     if overrides.get("num_classes") is None:
         overrides["num_classes"] = info.num_classes
     given = {key: value for key, value in overrides.items() if value is not None}
-    model = create_model(info.network, **architecture_overrides(info) | given)
+    architecture = architecture_from_config(info.config, info.network)
+    model = create_model(info.network, **architecture | given)
 
     grid = tuple(side // model.patch_size for side in info.image_size)
     with torch.no_grad():
@@ -76,6 +78,13 @@ def read_weights(
     return state, info
 
 
+def birder_url(path: str) -> str:
+    """`birder:/path`; a "?" is written as "%3F", since Detectron2 takes off what follows one."""
+    if "?" in path:
+        path = path.replace("%", "%25").replace("?", "%3F")
+    return PREFIX + path
+
+
 def locate(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
     """The file of a published name (downloaded where it must be) or of a path; and the name.
 
@@ -88,6 +97,8 @@ def locate(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
         return fetch(resolve(name)), name
     path = Path(text.removeprefix(PREFIX))
     is_path = text.startswith(PREFIX) or path.suffix in SUFFIXES or len(path.parts) > 1
+    if text.startswith(PREFIX) and not path.exists():
+        path = Path(unquote(text.removeprefix(PREFIX)))
     if is_path or path.is_file() or not isinstance(name_or_path, str):
         return path, None
     return fetch(resolve(text)), text

@@ -161,7 +161,7 @@ def _refusal(path: str, what: str) -> InputError:
 
 
 def _reason(path: str) -> InputError:
-    """Of a file that torch cannot read: a bare pickle, of a protocol torch does not know, or not."""
+    """Of a file that torch cannot read, which may be a bare pickle of a protocol unknown to it."""
     try:
         load_pickle(path)
     except InputError as error:
