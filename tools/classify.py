@@ -15,8 +15,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("weights", help="a published name, or a .pt or .safetensors file of birder's")
-    parser.add_argument("inputs", nargs="*", help="images, folders, quoted patterns (photos/**/*.jpg)")
+    parser.add_argument(
+        "weights", help="a published name, or a .pt or .safetensors file of birder's"
+    )
+    parser.add_argument(
+        "inputs", nargs="*", help="images, folders, quoted patterns (photos/**/*.jpg)"
+    )
     parser.add_argument("-o", "--output", help=".csv or .npz; left out: CSV to stdout")
     parser.add_argument("--embeddings", action="store_true", help="embeddings instead of classes")
     parser.add_argument("--top-k", type=int, default=5, help="classes an image (default: 5)")

@@ -65,9 +65,7 @@ def write_embeddings(embeddings: Embeddings, path: str | os.PathLike | None) -> 
     """
     values = embeddings.embeddings
     header = ["image", *(f"embedding_{i}" for i in range(values.shape[1]))]
-    rows = (
-        [image, *map(str, row)] for image, row in zip(embeddings.paths, values, strict=True)
-    )
+    rows = ([image, *map(str, row)] for image, row in zip(embeddings.paths, values, strict=True))
     _write(path, embeddings.paths, header, rows, {"embeddings": values})
 
 
