@@ -280,7 +280,8 @@ class RoPEViT(nn.Module):
     @staticmethod
     def _attention_dtype(x: Tensor) -> torch.dtype:
         """The dtype that queries and keys of these tokens will have."""
-        if torch.is_autocast_enabled(x.device.type):
+        # Of the meta device, autocast does not even know that it is never enabled.
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
 
