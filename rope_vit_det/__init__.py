@@ -1,8 +1,20 @@
-"""The RoPE ViT as a detection backbone for Detectron2. Importing it registers the backbones."""
+"""The RoPE ViT as a detection backbone for Detectron2.
+
+Importing it registers the backbones, and `birder://` addresses for MODEL.WEIGHTS.
+"""
 
 from .backbone import RoPEViTBackbone
 from .config import add_rope_vit_config
 from .models import RoPEViT, create_model
+from .use import use_rope_vit
+from .weights import load_model, path_handler  # noqa: F401 (registers itself)
 
-__all__ = ["RoPEViT", "RoPEViTBackbone", "add_rope_vit_config", "create_model"]
+__all__ = [
+    "RoPEViT",
+    "RoPEViTBackbone",
+    "add_rope_vit_config",
+    "create_model",
+    "load_model",
+    "use_rope_vit",
+]
 __version__ = "0.1.0"

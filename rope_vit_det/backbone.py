@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from .config import PYRAMID_STRIDE, check_rope_vit_config
 from .errors import InputError
 from .models import VARIANTS, RoPEViT, create_model
+from .use import as_arguments, compared_settings, disagreement, settings_for
+from .weights.detectron2_format import info_from_metadata
+from .weights.info import WeightsInfo
 
 logger = logging.getLogger(__name__)
+# A child of Detectron2's, so that what was loaded is told in scripts that know nothing of us.
+load_logger = logging.getLogger("detectron2.checkpoint.rope_vit_det")
 
 
 class RoPEViTBackbone(RoPEViT, Backbone):
@@ -32,6 +37,8 @@ class RoPEViTBackbone(RoPEViT, Backbone):
         self._out_features = ["neck"]
         self._out_feature_channels = {"neck": self.hidden_dim}
         self._out_feature_strides = {"neck": self.patch_stride}
+        # What the config says that weights should agree with; None: there is none, or no wish to.
+        self.settings: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See :meth:`RoPEViT.detection_features`."""
@@ -45,20 +52,38 @@ class RoPEViTBackbone(RoPEViT, Backbone):
     def padding_constraints(self) -> dict[str, int]:
         return {"size_divisibility": self.patch_stride}
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
+    ) -> None:
         # Detectron2's checkpointer drops tensors of another shape before they come here, and takes
         # what is missing with a log line; this is the one place that every load passes.
         own = [prefix + key for key in self.state_dict()]
         missing = [key for key in own if key not in state_dict]
+        birder = info_from_metadata(local_metadata)
         if missing:
             found = f"{len(own) - len(missing)} of" if len(missing) < len(own) else "none of"
             raise InputError(
                 f"the checkpoint has {found} the {len(own)} backbone tensors in the shapes that "
-                f"MODEL.ROPE_VIT asks for (missing: {_shorten(missing)}); set MODEL.ROPE_VIT.NAME "
-                "and IMAGE_SIZE to what the checkpoint was made with, or MODEL.WEIGHTS to another "
-                "checkpoint, or to '' to start from random weights"
+                f"MODEL.ROPE_VIT asks for (missing: {_shorten(missing)}); "
+                + _remedy(birder[0] if birder else None)
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if birder:
+            self._tell(len(own), *birder)
+
+    def _tell(self, loaded: int, info: WeightsInfo, source: str) -> None:
+        name = " ".join(filter(None, (info.network, info.tag)))
+        load_logger.info(
+            "Loaded %d of %d backbone tensors from %s (%s)", loaded, loaded, source, name
+        )
+        problem = self.settings and disagreement(self.settings, info)
+        if problem:
+            load_logger.warning(
+                "%s does not fit the config, results will be worse: %s "
+                "(MODEL.ROPE_VIT.CHECK_WEIGHTS False silences this)",
+                source,
+                problem,
+            )
 
 
 class RoPEViTNeck(Backbone):
@@ -125,6 +150,8 @@ def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoP
         compile=options.COMPILE,
         cls=RoPEViTBackbone,
     )
+    if options.CHECK_WEIGHTS:
+        net.settings = compared_settings(cfg)
     net.freeze(options.FREEZE_BLOCKS)
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
         logger.info(
@@ -167,6 +194,20 @@ def _build_pyramid(
         top_block=top_block,
         norm=cfg.MODEL.FPN.NORM or "LN",  # "" is the default meant for ResNets; ViTDet uses LN
     )
+
+
+def _remedy(info: WeightsInfo | None) -> str:
+    """What to do about weights that do not fit; they may have said what they are."""
+    other = "MODEL.WEIGHTS to another checkpoint, or to '' to start from random weights"
+    if info is None or info.network is None:
+        size = "" if info is None else f" (IMAGE_SIZE {list(info.image_size)})"
+        return (
+            f"set MODEL.ROPE_VIT.NAME and IMAGE_SIZE to what the checkpoint was made with{size}, "
+            f"or {other}"
+        )
+    network = ("MODEL.ROPE_VIT.NAME", "MODEL.ROPE_VIT.IMAGE_SIZE")
+    settings = settings_for(info)
+    return f"set {as_arguments({key: settings[key] for key in network})}, or {other}"
 
 
 def _shorten(keys: list[str], most: int = 3) -> str:

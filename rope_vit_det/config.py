@@ -58,6 +58,10 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # them, there are a few, whatever the number of sizes. Meant for GPUs: on the CPU it needs a
     # C++ compiler, and our own CPU kernels, which a graph cannot hold, are faster.
     net.COMPILE = False
+    # Where birder's weights in MODEL.WEIGHTS were trained with other pixel statistics, channel
+    # order or grid than this config has, our tools refuse to start and other scripts log a warning.
+    # False: neither.
+    net.CHECK_WEIGHTS = True
 
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
     # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).
@@ -132,6 +136,7 @@ def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_S
         type(net.FREEZE_BLOCKS) is int and -1 <= net.FREEZE_BLOCKS <= depth,
         f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
     )
+    check("CHECK_WEIGHTS", isinstance(net.CHECK_WEIGHTS, bool), "True or False")
 
 
 def check_solver_config(cfg: CfgNode) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from birder_files import birder_file, birder_output, cache, published  # noqa: F401 (fixtures)
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model

@@ -1,31 +1,57 @@
-"""Detectron2's checkpointer, with errors that name the file."""
+"""Detectron2's checkpointer, reading files safely, with errors that name the file."""
 
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
+import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
+from ..weights.detectron2_format import BACKBONE, METADATA_KEY
+from ..weights.files import SUFFIXES, is_weights_file
+from ..weights.load import PREFIX, birder_url
+from ..weights.safe import load_pickle, load_torch_file
 
 
 class DetectorCheckpointer(DetectionCheckpointer):
-    """A :class:`DetectionCheckpointer` that refuses weights which do not fit the backbone.
+    """A :class:`DetectionCheckpointer` that runs no code of the files it reads.
 
-    The backbone refuses half a load by itself, in any script; here the message gains the file, and
-    the shapes that Detectron2 would drop with a log line.
+    It takes plain paths to birder's files too. The backbone refuses half a load by itself, in any
+    script; here the message gains the file, and the shapes that Detectron2 would drop with a log
+    line.
     """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `fvcore.common.checkpoint.Checkpointer.load`.
 
         Raises:
-            InputError: the file is missing, or its backbone is not this model's.
+            InputError: the file is missing, damaged, no checkpoint, would run code, has NaNs, or
+                its backbone is not this model's.
         """
         try:
             check_weights_path(path)
-            return super().load(path, *args, **kwargs)
+            return super().load(as_birder_url(path), *args, **kwargs)
         except InputError as error:
-            raise InputError(f"MODEL.WEIGHTS {path}: {error}") from None
+            raise weights_error(path, error) from None
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 forgets it where a load fails
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # Detectron2's own, over readers that run nothing.
+        if filename.endswith(".pkl"):
+            return _from_model_zoo(filename, load_pickle(filename))
+        loaded = load_torch_file(filename)
+        if not isinstance(loaded, Mapping):
+            raise InputError(f"{filename} is no checkpoint: it holds a {type(loaded).__name__}")
+        loaded = dict(loaded) if "model" in loaded else {"model": loaded}
+        _check_tensors(filename, loaded["model"])
+        query = getattr(self._parsed_url_during_load, "query", "")
+        if parse_qs(query).get("matching_heuristics") == ["True"]:
+            loaded["matching_heuristics"] = True
+        return loaded
 
     def _load_model(self, checkpoint: Any) -> Any:
         weights = checkpoint["model"]
@@ -33,13 +59,27 @@ class DetectorCheckpointer(DetectionCheckpointer):
             found = weights.get(name)
             if ".net." not in name or not hasattr(found, "shape"):
                 continue
-            if tuple(found.shape) != tuple(own.shape):
+            # A birder file says what it is, and the backbone then names the lines to set.
+            if tuple(found.shape) != tuple(own.shape) and not _is_birders(weights):
                 raise InputError(
                     f"{name} has shape {tuple(found.shape)} in the checkpoint and "
                     f"{tuple(own.shape)} in the model; set MODEL.ROPE_VIT.NAME and IMAGE_SIZE to "
                     "what the checkpoint was made with"
                 )
         return super()._load_model(checkpoint)
+
+
+def as_birder_url(path: str) -> str:
+    """A plain path to a file of birder's as `birder:/path`, which Detectron2 can load; else as is.
+
+    Detectron2's checkpointer sends plain paths past its PathManager.
+    """
+    if not path.endswith(SUFFIXES) or "://" in path or path.startswith(PREFIX):
+        return path
+    try:
+        return birder_url(path) if is_weights_file(path) else path
+    except InputError:
+        return path  # whoever loads it will say what is wrong
 
 
 def check_weights_path(path: str) -> None:
@@ -53,10 +93,42 @@ def check_weights_path(path: str) -> None:
             "Detectron2's model zoo has no RoPE ViT, this is another network; set MODEL.WEIGHTS to "
             "weights of a RoPE ViT, or to '' to start from random weights"
         )
-    if path.startswith("birder://"):
-        raise InputError(
-            "loading published weights by name is not there yet; set MODEL.WEIGHTS to '' to start "
-            "from random weights"
-        )
-    if path and "://" not in path and not PathManager.isfile(path):
-        raise InputError("no such file")
+    if path and "://" not in path and not path.startswith(PREFIX):
+        if PathManager.isdir(path):
+            raise InputError("a folder, not a file")
+        if not PathManager.isfile(path):
+            raise InputError("no such file")
+
+
+def weights_error(path: str, error: InputError) -> InputError:
+    """The error with the key and file in front, once."""
+    return InputError(f"MODEL.WEIGHTS{'' if path in str(error) else ' ' + path}: {error}")
+
+
+def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
+    """Detectron2's layout of `.pkl`, or that of Caffe2, as `DetectionCheckpointer` reads them."""
+    if not isinstance(data, Mapping):
+        raise InputError(f"{filename} is no checkpoint: it holds a {type(data).__name__}")
+    if "model" in data and "__author__" in data:
+        _check_tensors(filename, data["model"])
+        return dict(data)
+    data = data.get("blobs", data)
+    model = {key: value for key, value in data.items() if not key.endswith("_momentum")}
+    _check_tensors(filename, model)
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _check_tensors(filename: str, model: Any) -> None:
+    if not isinstance(model, Mapping):
+        raise InputError(f"{filename} is no checkpoint: its 'model' is a {type(model).__name__}")
+    for key, value in model.items():
+        if not isinstance(value, torch.Tensor | np.ndarray):
+            kind = type(value).__name__
+            raise InputError(f"{filename} is no checkpoint: its {key!r} is a {kind}, not a tensor")
+        value = torch.as_tensor(value)
+        if value.is_floating_point() and value.isnan().any():
+            raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
+
+
+def _is_birders(weights: Any) -> bool:
+    return METADATA_KEY in getattr(weights, "_metadata", {}).get(BACKBONE, {})

@@ -15,7 +15,10 @@ from detectron2.utils.logger import setup_logger
 from ..config import add_rope_vit_config, check_solver_config
 from ..data.check import check_dataset
 from ..errors import InputError
-from .checkpoint import check_weights_path
+from ..use import compared_settings, disagreement
+from ..weights.detectron2_format import read_info
+from ..weights.load import PREFIX
+from .checkpoint import as_birder_url, check_weights_path, weights_error
 from .yaml_config import merge_from_yaml
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,8 @@ logger = logging.getLogger(__name__)
 def load_config(args: argparse.Namespace) -> CfgNode:
     """The config of a command line with `--config-file`, `--num-gpus` and trailing KEY VALUE.
 
-    A config for a GPU falls to the CPU where there is none.
+    A config for a GPU falls to the CPU where there is none. A plain path to birder's weights
+    becomes a `birder:` address, which Detectron2 can load.
 
     Args:
         args: from `detectron2.engine.default_argument_parser()`.
@@ -44,6 +48,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         if args.num_gpus > 1:
             raise InputError(f"--num-gpus {args.num_gpus}: this machine has no GPU; leave it out")
         cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
     cfg.freeze()
     return cfg
 
@@ -62,8 +67,10 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         try:
             check_weights_path(cfg.MODEL.WEIGHTS)
+            if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
+                _check_agreement(cfg)
         except InputError as error:
-            raise InputError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: {error}") from None
+            raise weights_error(cfg.MODEL.WEIGHTS, error) from None
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
     keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
@@ -80,6 +87,19 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
+
+
+def _check_agreement(cfg: CfgNode) -> None:
+    """Refuses weights of birder's that were trained with other input than the config describes."""
+    if not cfg.MODEL.WEIGHTS.startswith(PREFIX):
+        return
+    # Here and not in the processes of the run, so that only one downloads and converts.
+    problem = disagreement(compared_settings(cfg), read_info(cfg.MODEL.WEIGHTS))
+    if problem:
+        raise InputError(
+            f"these weights were trained with other settings than the config has; {problem}; or "
+            "set MODEL.ROPE_VIT.CHECK_WEIGHTS False to go on all the same"
+        )
 
 
 def _merge(source: str, merge: Callable, value: object) -> None:

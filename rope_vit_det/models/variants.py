@@ -123,14 +123,15 @@ def create_model(
         global_blocks: None: the last block of each quarter; ignored without windows.
         drop_path_rate: None: what the architecture says.
         cls: the class to build.
-        kwargs: further arguments of :class:`RoPEViT`, in which these are explained.
+        kwargs: further arguments of :class:`RoPEViT`, in which these are explained; they beat the
+            architecture's.
 
     Raises:
         ValueError: for an unknown name or a wrong value.
     """
     if name not in VARIANTS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(VARIANTS))}")
-    architecture = dict(VARIANTS[name])
+    architecture = VARIANTS[name] | kwargs
     if drop_path_rate is not None:
         architecture["drop_path_rate"] = drop_path_rate
     if image_size is None:
@@ -145,5 +146,4 @@ def create_model(
         pt_grid_size=pt_grid_size,
         window_size=window_size,
         global_blocks=global_blocks,
-        **kwargs,
     )

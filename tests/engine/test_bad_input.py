@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bad_files import TRACE, hostile_files
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
@@ -146,6 +147,32 @@ def test_a_backbone_tensor_of_another_shape(dataset, refused, state, tmp_path):
     path = _weights(tmp_path, "cut.pth", state)
     line = refused("MODEL.WEIGHTS", path)
     assert path in line and key in line and "IMAGE_SIZE" in line
+
+
+def test_weights_that_the_config_disagrees_with(dataset, refused, birder_file):
+    path, _ = birder_file()
+    network = ("MODEL.ROPE_VIT.NAME", "rope_vit_reg1_t16")
+    line = refused(*network, "MODEL.WEIGHTS", str(path), "INPUT.FORMAT", "BGR")
+    assert f"birder:{path}" in line and "INPUT.FORMAT RGB" in line and "CHECK_WEIGHTS False" in line
+    assert "MODEL.PIXEL_MEAN '[127.5, 114.75, 102.0]'" in line
+    line = refused("MODEL.WEIGHTS", str(path))
+    assert "MODEL.ROPE_VIT.NAME rope_vit_reg1_t16" in line
+    # The switch lets it go on, to the next thing that is wrong.
+    unchecked = ("MODEL.ROPE_VIT.CHECK_WEIGHTS", "False")
+    assert "80" in refused(*network, "MODEL.WEIGHTS", str(path), *unchecked, *CLASSES_80)
+
+
+CLASSES_80 = ("MODEL.ROI_HEADS.NUM_CLASSES", "80")
+
+
+def test_weights_that_would_run_code(dataset, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hostile = [p for p in hostile_files(tmp_path) if p.name.startswith("os-value")]
+    for path in hostile:
+        line = refused("MODEL.WEIGHTS", str(path))
+        assert str(path) in line and "is refused" in line and "posix.mkdir" in line
+    assert {p.suffix for p in hostile} == {".pt", ".pth", ".pkl"}
+    assert not (tmp_path / TRACE).exists()
 
 
 def test_float16_on_the_cpu(dataset, refused):

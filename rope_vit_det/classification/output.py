@@ -1,0 +1,95 @@
+"""Classes and embeddings as CSV or npz, each file whole or not at all."""
+
+import csv
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..errors import InputError
+from ..weights.files import new_file
+from .predict import Classes, Embeddings
+
+SUFFIXES = (".csv", ".npz")
+
+
+def check_output(path: str | os.PathLike) -> None:
+    """Finds out, before the work, whether results can be written to a path.
+
+    Raises:
+        InputError: it has another suffix, or its folder does not exist or is read-only.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: the name of the output must end in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+
+
+def write_classes(classes: Classes, path: str | os.PathLike | None) -> None:
+    """One row an image: its path, then class and probability of the most probable, and so on.
+
+    An npz has the arrays `paths` (N,), `classes`, `indices` and `probabilities` (N, k).
+
+    Args:
+        path: ends in .csv or .npz; a file that is there is replaced. None: CSV to stdout.
+    """
+    names = np.array(classes.names)[classes.indices]  # (N, k)
+    header = ["image"]
+    for rank in range(1, names.shape[1] + 1):
+        header += [f"class_{rank}", f"probability_{rank}"]
+    rows = (
+        [image, *(value for pair in zip(ours, map(str, theirs), strict=True) for value in pair)]
+        for image, ours, theirs in zip(classes.paths, names, classes.probabilities, strict=True)
+    )
+    arrays = {
+        "classes": names,
+        "indices": classes.indices,
+        "probabilities": classes.probabilities,
+    }
+    _write(path, classes.paths, header, rows, arrays)
+
+
+def write_embeddings(embeddings: Embeddings, path: str | os.PathLike | None) -> None:
+    """One row an image: its path, then the numbers. An npz has `paths` (N,), `embeddings` (N, C).
+
+    Args:
+        path: see :func:`write_classes`.
+    """
+    values = embeddings.embeddings
+    header = ["image", *(f"embedding_{i}" for i in range(values.shape[1]))]
+    rows = ([image, *map(str, row)] for image, row in zip(embeddings.paths, values, strict=True))
+    _write(path, embeddings.paths, header, rows, {"embeddings": values})
+
+
+def _write(
+    path: str | os.PathLike | None,
+    paths: Sequence[str],
+    header: list[str],
+    rows: Iterable[list[Any]],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    if path is None:
+        _write_csv(sys.stdout, header, rows)
+        return
+    with new_file(path, force=True) as temporary:
+        if Path(path).suffix == ".npz":
+            with open(temporary, "wb") as file:
+                np.savez(file, paths=np.array(paths), **arrays)
+        else:
+            # Names of files may hold bytes that are no UTF-8.
+            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+                _write_csv(f, header, rows)
+
+
+def _write_csv(file: TextIO, header: list[str], rows: Iterable[list[Any]]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)

@@ -1,0 +1,109 @@
+"""Birder's state dicts as checkpoints that Detectron2's checkpointer loads under a detector."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ..errors import InputError
+from .files import (
+    info_from_fields,
+    network_of_file_name,
+    new_file,
+    read_fields,
+    read_weights_file,
+)
+from .hub import cache_folder
+from .info import WeightsInfo
+from .load import locate
+from .safe import load_torch_file
+
+# Where the network lies in a detector.
+BACKBONE = "backbone.net"
+# What of it a detector leaves out: final norm, embedding norm, pooling head and classifier.
+HEAD_PREFIXES = ("norm.", "embedding_norm.", "attn_pool.", "classifier.")
+# Under which the file's info stands in the state dict's metadata, where the backbone reads it.
+METADATA_KEY = "rope_vit_det"
+_FORMAT = 1
+
+
+def to_detectron2(
+    state: Mapping[str, Tensor], info: WeightsInfo, *, source: str
+) -> dict[str, "OrderedDict[str, Tensor]"]:
+    """A checkpoint {"model": …} of the backbone alone.
+
+    Args:
+        state: birder's.
+        info: travels with the tensors, for the backbone to compare with its config.
+        source: where it is from, for messages.
+    """
+    model = OrderedDict(
+        (f"{BACKBONE}.{key}", tensor)
+        for key, tensor in state.items()
+        if not key.startswith(HEAD_PREFIXES)
+    )
+    told = asdict(info) | {"source": source}
+    told["class_to_idx"] = {}  # thousands of names that a detector has no use for
+    # torch hands it to the module of this name; a plain attribute, so pickled with the dict.
+    model._metadata = OrderedDict({BACKBONE: {"version": 1, METADATA_KEY: told}})
+    return {"model": model}
+
+
+def info_from_metadata(metadata: Mapping[str, Any]) -> tuple[WeightsInfo, str] | None:
+    """Info and source that :func:`to_detectron2` left for a module; None: another checkpoint."""
+    told = metadata.get(METADATA_KEY)
+    if told is None:
+        return None
+    known = {field.name for field in fields(WeightsInfo)}
+    return WeightsInfo(**{k: v for k, v in told.items() if k in known}), told["source"]
+
+
+def read_info(url: str) -> WeightsInfo:
+    """What `birder://NAME` or `birder:/path` says about itself; converts it on the way.
+
+    Raises:
+        InputError: see :func:`detectron2_checkpoint`.
+    """
+    model = load_torch_file(detectron2_checkpoint(url), mmap=True)["model"]
+    return info_from_metadata(model._metadata[BACKBONE])[0]
+
+
+def detectron2_checkpoint(url: str) -> Path:
+    """The converted file of `birder://NAME` or `birder:/path`, in the cache.
+
+    It is made once for every version of the source, which is told by its checksum (a published
+    name) or by its size and times (a path).
+
+    Raises:
+        InputError: see :func:`~rope_vit_det.weights.load.load_model`.
+    """
+    path, name = locate(url)
+    if name is None and not path.is_file():
+        raise InputError(f"{path}: no such file")
+    stat = os.stat(path)
+    version = (_FORMAT, os.path.realpath(path), stat.st_ino)
+    version += (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    key = hashlib.sha256(repr(version).encode()).hexdigest()[:16]
+    target = cache_folder("detectron2") / f"{name or path.stem}-{key}.pth"
+    # Each process of a training run comes here; the file appears whole even if locks do not work.
+    with FileLock(f"{target}.lock"):
+        if not target.is_file():
+            state, info = _read(path)
+            with new_file(target, force=True) as temporary:
+                torch.save(to_detectron2(state, info, source=url), temporary)
+    return target
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
+    if network_of_file_name(path.name)[0] is not None:
+        return read_weights_file(path)
+    # The config knows the network, and the backbone compares the shapes.
+    state, told = read_fields(path)
+    return state, info_from_fields(path, told, state, network=None, tag=None)
