@@ -47,7 +47,7 @@ def test_what_the_package_imports_is_declared(declared, tmp_path):
     for path in (ROOT / "rope_vit_det").rglob("*.py"):
         imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M))
     third_party = imported - sys.stdlib_module_names - {"rope_vit_det", "detectron2"}
-    distributions = {"cv2": "opencv-python"}
+    distributions = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
     assert {distributions.get(name, name) for name in third_party} <= names
     # The design card's own list.
     assert names >= {"torch", "torchvision", "fvcore", "pycocotools", "opencv-python"}
