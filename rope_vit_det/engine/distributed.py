@@ -28,6 +28,8 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         InputError: they cannot; says why.
     """
     device = cfg.MODEL.DEVICE
+    if args.num_gpus < 1:
+        raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
     if not args.eval_only:
         _check_batch(args, cfg)
     if dist.is_torchelastic_launched():
@@ -37,8 +39,6 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
                 "and give torchrun --nproc-per-node"
             )
         return
-    if args.num_gpus < 1:
-        raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > 1:
         if not device.startswith("cuda"):

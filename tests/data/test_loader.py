@@ -46,6 +46,7 @@ def _same(batches, others):
 def _as_rank(monkeypatch, rank, world):
     monkeypatch.setattr(comm, "get_rank", lambda: rank)
     monkeypatch.setattr(comm, "get_world_size", lambda: world)
+    monkeypatch.setattr(comm, "all_gather", lambda data, group=None: [data] * world)
 
 
 @pytest.mark.parametrize("grouping", [True, False])

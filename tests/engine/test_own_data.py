@@ -79,7 +79,7 @@ def trained(mine):
 
 
 def test_classes_and_ids_travel_in_the_checkpoint(mine, trained):
-    root, ids = mine
+    _, ids = mine
     out, log = trained
     assert "learn.json: 8 images" in log and "exam.json: 4 images" in log
     classes = read_classes(str(out / "model_final.pth"))

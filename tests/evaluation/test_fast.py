@@ -20,7 +20,7 @@ def _detections(coco, rng):
     """Predictions as a middling detector makes them, per image: shifted, doubled, mistaken."""
     per_image = []
     ids = sorted(coco.cats)
-    for image_id, image in coco.imgs.items():
+    for image_id in coco.imgs:
         found = []
         for annotation in coco.imgToAnns[image_id]:
             for _ in range(rng.integers(0, 4)):
