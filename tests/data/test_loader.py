@@ -1,0 +1,94 @@
+"""The stream of samples: dealt out as Detectron2 deals it to processes, whoever computes it."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+
+from rope_vit_det import add_rope_vit_config
+from rope_vit_det.data.loader import build_train_loader
+
+
+@pytest.fixture
+def cfg(small_demo_dataset):
+    json_file = small_demo_dataset / "annotations" / "instances_train.json"
+    register_coco_instances("stream", {}, str(json_file), str(small_demo_dataset / "train"))
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.DATASETS.TRAIN = ("stream",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TRAIN = (64, 80, 96)
+    cfg.SEED = 5
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    yield cfg
+    DatasetCatalog.remove("stream")
+    MetadataCatalog.remove("stream")
+
+
+def _take(cfg, count):
+    stream = iter(build_train_loader(cfg))
+    return [next(stream) for _ in range(count)]
+
+
+def _same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert [x["image_id"] for x in batch] == [x["image_id"] for x in other]
+        for x, y in zip(batch, other, strict=True):
+            assert torch.equal(x["image"], y["image"])
+            assert torch.equal(x["instances"].gt_boxes.tensor, y["instances"].gt_boxes.tensor)
+
+
+def _as_rank(monkeypatch, rank, world):
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    monkeypatch.setattr(comm, "get_world_size", lambda: world)
+    monkeypatch.setattr(comm, "all_gather", lambda data, group=None: [data] * world)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_processes_and_accumulation_see_the_same_micro_batches(cfg, monkeypatch, grouping):
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+    cfg.SOLVER.ACCUMULATE = 2
+    alone = _take(cfg, 12)
+    assert all(len(batch) == 2 for batch in alone)
+    cfg.SOLVER.ACCUMULATE = 1
+    for rank in (0, 1):
+        _as_rank(monkeypatch, rank, 2)
+        _same(_take(cfg, 6), alone[rank::2])
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_the_order_is_that_of_detectron2s_sampler_and_grouping(cfg, grouping):
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+    loader = build_train_loader(cfg)
+    stream = iter(loader)
+    ours = [[x["image_id"] for x in next(stream)] for _ in range(6)]
+
+    dataset = DatasetCatalog.get("stream")
+    sampler = TrainingSampler(len(dataset), seed=loader.loader.sampler.sampler._seed)
+    samples = (dataset[i] for i in sampler)
+    if grouping:
+        grouped = iter(AspectRatioGroupedDataset(samples, 4))
+    else:
+        grouped = ([next(samples) for _ in range(4)] for _ in range(6))
+    assert ours == [[x["image_id"] for x in next(grouped)] for _ in range(6)]
+
+
+def test_loader_workers_change_nothing(cfg):
+    alone = _take(cfg, 4)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    _same(_take(cfg, 4), alone)
+
+
+def test_another_seed_gives_another_order_and_other_sizes(cfg):
+    first = _take(cfg, 4)
+    cfg.SEED = 6
+    second = _take(cfg, 4)
+    ids = [[x["image_id"] for batch in batches for x in batch] for batches in (first, second)]
+    assert ids[0] != ids[1]
+    sizes = {tuple(x["image"].shape) for batch in first for x in batch}
+    assert len(sizes) > 3  # augmentation is not the same for all

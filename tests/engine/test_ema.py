@@ -1,0 +1,101 @@
+"""The average of the weights: by its formula, in checkpoints, over a resume."""
+
+import pytest
+import torch
+from conftest import DEMO_CONFIG
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+
+from rope_vit_det import add_rope_vit_config
+from rope_vit_det.engine.ema import EMA
+from rope_vit_det.engine.trainer import Trainer
+
+
+def test_the_formula():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    ema = EMA(model, 0.9)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(4):
+        model(torch.randn(5, 3))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(torch.randn_like(parameter))
+                expected[name] = 0.9 * expected[name] + 0.1 * parameter
+        ema.after_step()
+    for name, parameter in ema.model.named_parameters():
+        assert torch.allclose(parameter, expected[name], rtol=1e-5, atol=1e-6), name
+        assert not parameter.requires_grad
+    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+
+
+@pytest.fixture
+def cfg(small_demo_dataset, tmp_path):
+    json_file = small_demo_dataset / "annotations" / "instances_train.json"
+    register_coco_instances("averaged", {}, str(json_file), str(small_demo_dataset / "train"))
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.merge_from_file(str(DEMO_CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("averaged",), ()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (96,), 160
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WARMUP_ITERS = 2, 0
+    cfg.SOLVER.EMA.ENABLED, cfg.SOLVER.EMA.DECAY = True, 0.5
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 2
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.OUTPUT_DIR = str(tmp_path)
+    yield cfg
+    DatasetCatalog.remove("averaged")
+    MetadataCatalog.remove("averaged")
+
+
+def _train(cfg, resume=False):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def _distance(state, other):
+    return max((state[k].float() - other[k].float()).abs().max().item() for k in other)
+
+
+def test_checkpoints_hold_both_and_detectron2_loads_the_average(cfg, tmp_path):
+    trainer = _train(cfg)
+    trained = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    average = trainer.evaluated_model.state_dict()
+    assert _distance(average, trained) > 1e-6
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert _distance(saved["model"], average) == 0
+    assert _distance(saved["trained_model"], trained) == 0
+    assert saved["classes"]["ids"] == [1, 2, 3, 4]
+
+    plain = build_model(cfg)
+    DetectionCheckpointer(plain).load(str(tmp_path / "model_final.pth"))
+    assert _distance(plain.state_dict(), average) == 0
+
+    # A new run starts at the average, in both models.
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    fresh = Trainer(cfg)
+    fresh.resume_or_load(resume=False)
+    assert _distance(fresh.model.state_dict(), average) == 0
+    assert _distance(fresh.evaluated_model.state_dict(), average) == 0
+
+
+def test_a_resumed_run_goes_on_with_both(cfg, tmp_path):
+    whole = _train(cfg)
+    trained, average = whole.model.state_dict(), whole.evaluated_model.state_dict()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    half = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
+    assert _distance(resumed.model.state_dict(), half["trained_model"]) == 0
+    assert _distance(resumed.evaluated_model.state_dict(), half["model"]) == 0
+    assert _distance(half["model"], half["trained_model"]) > 0
+    resumed.train()
+    # The data starts over, so that the weights are others, but not far.
+    assert 0 < _distance(resumed.evaluated_model.state_dict(), average) < 0.1
+    assert 0 < _distance(resumed.model.state_dict(), trained) < 0.1
