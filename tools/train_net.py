@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Trains or evaluates a RoPE ViT detector, with the command line of Detectron2's train_net.py."""
+"""Trains or evaluates a RoPE ViT detector, with Detectron2's command line; configs may add up."""
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import launch
 
+from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.main import evaluate, train
 from rope_vit_det.engine.setup import check_config, load_config, setup
 from rope_vit_det.errors import input_errors_as_one_line
@@ -16,7 +17,7 @@ def main(args, cfg):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = argument_parser().parse_args()
     with input_errors_as_one_line():
         cfg = load_config(args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)

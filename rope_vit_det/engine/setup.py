@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -11,10 +12,12 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_rope_vit_config, check_solver_config
+from ..config import add_rope_vit_config, check_input_config, check_solver_config
 from ..data.check import check_dataset
 from ..errors import InputError
 from .checkpoint import check_weights_path
+from .command_line import config_files, find_config_file
+from .projects import add_project_config
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +25,20 @@ logger = logging.getLogger(__name__)
 def load_config(args: argparse.Namespace) -> CfgNode:
     """The config of a command line with `--config-file`, `--num-gpus` and trailing KEY VALUE.
 
-    A config for a GPU falls to the CPU where there is none.
+    Files merge in the order given. A config for a GPU falls to the CPU where there is none.
 
     Args:
-        args: from `detectron2.engine.default_argument_parser()`.
+        args: from :func:`~rope_vit_det.engine.command_line.argument_parser`, or Detectron2's.
 
     Raises:
         InputError: a missing file, an unknown key, a value of the wrong type.
     """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    if args.config_file:
-        if not os.path.isfile(args.config_file):
-            raise InputError(f"--config-file {args.config_file}: no such file")
-        _merge(args.config_file, cfg.merge_from_file, args.config_file)
+    for name in config_files(args):
+        path = find_config_file(name)
+        add_project_config(cfg, path)
+        _merge(path, cfg.merge_from_file, path)
     _merge("command line", cfg.merge_from_list, args.opts)
     if not torch.cuda.is_available():
         if args.num_gpus > 1:
@@ -55,6 +58,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     Raises:
         InputError: names the key or file, and the remedy.
     """
+    check_input_config(cfg)
     check_solver_config(cfg)
     if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         try:
@@ -74,7 +78,11 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's `default_setup`: loggers, seeds, environment and config into OUTPUT_DIR."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
-    default_setup(cfg, args)
+    for name in config_files(args):
+        path = find_config_file(name)
+        logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
+    # Detectron2 would open it, and knows only one.
+    default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": ""}))
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
 

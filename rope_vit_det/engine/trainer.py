@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.large_scale_jitter import build_train_mapper
 from ..evaluation.evaluators import build_evaluator
 from .checkpoint import DetectorCheckpointer
 from .optimizer import build_optimizer
@@ -50,6 +52,10 @@ class Trainer(DefaultTrainer):
             # Before the writers, which stand last on the main process.
             built.insert(len(built) - int(comm.is_main_process()), evaluate)
         return built
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
