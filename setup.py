@@ -29,6 +29,7 @@ requirements = [
     "fvcore>=0.1.5",
     "iopath>=0.1.7",
     "pycocotools>=2.0.2",
+    "shapely",  # fvcore crops polygons with it: INPUT.LSJ, INPUT.CROP
     "numpy",
     "matplotlib",
     "tabulate",

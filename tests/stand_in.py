@@ -6,6 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from rope_vit_det.models import VARIANTS
+
 NAME = "stand_in"
 CLASSES = 1230  # LVIS v0.5 has the most; every smaller set of classes is a part of it
 KEYPOINTS = 17
@@ -69,6 +71,8 @@ def cut_down(cfg: CfgNode, variant: str = "rope_vit_reg4_demo16") -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.ROPE_VIT.NAME = variant
+    depth = VARIANTS[variant]["num_layers"]
+    cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS = min(cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS, depth - 1)
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 10
