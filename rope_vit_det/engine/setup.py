@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ..errors import InputError
 from .checkpoint import check_weights_path
 from .command_line import config_files, find_config_file
 from .projects import add_project_config
+from .yaml_config import merge_from_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,15 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         args: from :func:`~rope_vit_det.engine.command_line.argument_parser`, or Detectron2's.
 
     Raises:
-        InputError: a missing file, an unknown key, a value of the wrong type.
+        InputError: a missing file, one that would run code, an unknown key, a value of the wrong
+            type.
     """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
     for name in config_files(args):
         path = find_config_file(name)
         add_project_config(cfg, path)
-        _merge(path, cfg.merge_from_file, path)
+        _merge(path, partial(merge_from_yaml, cfg), path)
     _merge("command line", cfg.merge_from_list, args.opts)
     if not torch.cuda.is_available():
         if args.num_gpus > 1:
@@ -90,6 +93,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _merge(source: str, merge: Callable, value: object) -> None:
     try:
         merge(value)
+    except InputError:
+        raise
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         reason = str(error.args[0] if error.args else error)
         raise InputError(f"{source}: {reason}") from None
