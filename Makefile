@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 .PHONY: help setup demo test test-slow lint clean
 
 help:
-	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 6 minutes)"
+	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 4 minutes)"
 	@echo "make test       the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer, or need PyPI"
 	@echo "make lint       ruff, as the tests run it"
@@ -47,7 +47,7 @@ $(READY): setup.py constraints.txt tools/install_detectron2.py tools/check_openc
 	    { echo "error: no virtual environment; on Debian: apt-get install python3-venv"; \
 	      rm -rf $(VENV); exit 1; }
 	@$(RUN) -m pip install -q --disable-pip-version-check setuptools
-	$(RUN) -m pip install -q --disable-pip-version-check -e '.[test]'
+	$(RUN) -m pip install --disable-pip-version-check -e '.[test]'
 	$(RUN) tools/install_detectron2.py
 	@$(RUN) tools/check_opencv.py
 	@touch $@
