@@ -28,6 +28,9 @@ requirements = [
     "torchvision>=0.21",
     "fvcore>=0.1.5",
     "iopath>=0.1.7",
+    "filelock",
+    "huggingface_hub>=0.34",
+    "safetensors>=0.4.3",
     "pycocotools>=2.0.2",
     "shapely",  # fvcore crops polygons with it: INPUT.LSJ, INPUT.CROP
     "numpy",
@@ -48,6 +51,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["rope_vit_det", "rope_vit_det.*"]),
+    package_data={"rope_vit_det.weights": ["published_weights.json"]},
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require={"test": ["pytest", "birder==0.8.4", "timm", "ruff"]},

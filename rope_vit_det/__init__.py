@@ -3,6 +3,7 @@
 from .backbone import RoPEViTBackbone, RoPEViTPyramid, create_backbone
 from .config import add_rope_vit_config
 from .models import RoPEViT, create_model
+from .weights import load_model
 
 __all__ = [
     "RoPEViT",
@@ -11,5 +12,6 @@ __all__ = [
     "add_rope_vit_config",
     "create_backbone",
     "create_model",
+    "load_model",
 ]
 __version__ = "0.1.0"

@@ -56,7 +56,12 @@ def resample_kernel(weight: Tensor, matrix: Tensor) -> Tensor:
 
 
 def interpolate_position_table(
-    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_special_tokens: int
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_special_tokens: int,
+    *,
+    antialias: bool = False,
 ) -> Tensor:
     """Brings a learned absolute position table to another grid.
 
@@ -65,13 +70,16 @@ def interpolate_position_table(
         old_grid: the (h, w) of the table.
         new_grid: the (h, w) that is wanted.
         num_special_tokens: S; their entries stay as they are.
+        antialias: birder's networks do without in the forward pass, and with it where a table is
+            resampled for good.
 
     Returns:
-        Tensor: (1, S + new_h*new_w, C), bicubic without antialiasing, in the table's dtype.
+        Tensor: (1, S + new_h*new_w, C), bicubic, in the table's dtype.
     """
     if old_grid == new_grid:
         return table
     special, grid = table[:, :num_special_tokens], table[:, num_special_tokens:]
     grid = grid.unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, C, h, w)
-    grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic").to(table.dtype)
+    grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic", antialias=antialias)
+    grid = grid.to(table.dtype)
     return torch.cat((special, grid.flatten(2).transpose(1, 2)), dim=1)

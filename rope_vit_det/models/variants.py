@@ -10,17 +10,15 @@ _TINY = dict(hidden_dim=192, num_layers=12, num_heads=3, mlp_dim=768)
 _SMALL = dict(hidden_dim=384, num_layers=12, num_heads=6, mlp_dim=1536)
 _MEDIUM = dict(hidden_dim=512, num_layers=12, num_heads=8, mlp_dim=2048)
 _BASE = dict(hidden_dim=768, num_layers=12, num_heads=12, mlp_dim=3072, drop_path_rate=0.1)
+_SO150M = dict(hidden_dim=896, num_layers=18, num_heads=16, mlp_dim=2320, drop_path_rate=0.1)
 _LARGE = dict(hidden_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, drop_path_rate=0.1)
-_SO150M = dict(
-    **dict(hidden_dim=896, num_layers=18, num_heads=16, mlp_dim=2320, drop_path_rate=0.1),
-    **dict(num_reg_tokens=8, class_token=False, norm_layer="RMSNorm", mlp_layer="SwiGLU"),
-)
+
+# DeiT III (arXiv 2204.07118).
 _DEIT3 = dict(pos_embed_special_tokens=False, layer_scale_init_value=1e-5)
-# Perception Encoder's style of positions (arXiv 2504.13181), and its two kinds of networks.
-_PE = dict(
-    **dict(pre_norm=True, norm_eps=1e-5, rope_rotation="interleaved", rope_indexing="xy"),
-    **dict(rope_offset=1, rope_temperature=10000.0),
-)
+# The rotary positions of EVA-02 (arXiv 2303.11331) and, counting from 1 with x first, of Perception
+# Encoder (arXiv 2504.13181).
+_EVA02_ROPE = dict(rope_rotation="interleaved", rope_temperature=10000.0)
+_PE = dict(pre_norm=True, norm_eps=1e-5, rope_indexing="xy", rope_offset=1, **_EVA02_ROPE)
 _PE_CORE = dict(**_PE, attn_pool_num_heads=8, attn_pool_special_tokens=True)
 _PE_SPATIAL = dict(**_PE, num_reg_tokens=1, class_token=False, post_norm=False)
 
@@ -46,11 +44,43 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope_vit_reg4_b14": dict(patch_size=14, **_BASE, num_reg_tokens=4),
     "rope_vit_reg4_l16": dict(patch_size=16, **_LARGE, num_reg_tokens=4),
     "rope_vit_reg4_l14": dict(patch_size=14, **_LARGE, num_reg_tokens=4),
+    "rope_vit_s14_swiglu_avg": dict(patch_size=14, **_SMALL, class_token=False, mlp_layer="SwiGLU"),
+    "rope_vit_m14_swiglu_avg": dict(
+        patch_size=14, **_MEDIUM, class_token=False, mlp_layer="SwiGLU"
+    ),
+    "rope_vit_reg8_b14_nps_avg": dict(
+        patch_size=14,
+        **_BASE,
+        num_reg_tokens=8,
+        class_token=False,
+        pos_embed_special_tokens=False,
+    ),
+    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": dict(
+        patch_size=14,
+        **_SO150M,
+        num_reg_tokens=8,
+        class_token=False,
+        norm_layer="RMSNorm",
+        mlp_layer="SwiGLU",
+    ),
+    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": dict(
+        patch_size=14,
+        **_SO150M,
+        num_reg_tokens=8,
+        class_token=False,
+        norm_layer="RMSNorm",
+        mlp_layer="SwiGLU",
+        attn_pool_num_heads=16,
+    ),
+    "rope_deit3_m16": dict(patch_size=16, **_MEDIUM, **_DEIT3, drop_path_rate=0.1),
     "rope_deit3_m14": dict(patch_size=14, **_MEDIUM, **_DEIT3, drop_path_rate=0.1),
+    "rope_deit3_reg4_t16": dict(patch_size=16, **_TINY, **_DEIT3, num_reg_tokens=4),
+    "rope_deit3_reg4_m16": dict(
+        patch_size=16, **_MEDIUM, **_DEIT3, num_reg_tokens=4, drop_path_rate=0.1
+    ),
     "rope_deit3_reg4_m14": dict(
         patch_size=14, **_MEDIUM, **_DEIT3, num_reg_tokens=4, drop_path_rate=0.1
     ),
-    "rope_deit3_reg4_t16": dict(patch_size=16, **_TINY, **_DEIT3, num_reg_tokens=4),
     "rope_i_vit_s16_pn_aps_c1": dict(patch_size=16, **_SMALL, **_PE_CORE),
     "rope_i_vit_b16_pn_aps_c1": dict(patch_size=16, **_BASE, **_PE_CORE),
     "rope_i_vit_l14_pn_aps_c1": dict(patch_size=14, **_LARGE, **_PE_CORE),
@@ -58,21 +88,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope_i_vit_reg1_s16_pn_npn_avg_c1": dict(patch_size=16, **_SMALL, **_PE_SPATIAL),
     "rope_i_vit_reg1_b16_pn_npn_avg_c1": dict(patch_size=16, **_BASE, **_PE_SPATIAL),
     "rope_i_vit_l14_nf_swiglu_c1": dict(
-        **dict(patch_size=14, **_LARGE | dict(mlp_dim=2730), attn_norm=True),
-        **dict(mlp_layer="NormSwiGLU", rope_rotation="interleaved", rope_temperature=10000.0),
+        patch_size=14,
+        **{**_LARGE, "mlp_dim": 2730},
+        mlp_layer="NormSwiGLU",
+        attn_norm=True,
+        **_EVA02_ROPE,
         default_pt_grid_size=(16, 16),
-    ),
-    "rope_vit_s14_swiglu_avg": dict(patch_size=14, **_SMALL, class_token=False, mlp_layer="SwiGLU"),
-    "rope_vit_m14_swiglu_avg": dict(
-        patch_size=14, **_MEDIUM, class_token=False, mlp_layer="SwiGLU"
-    ),
-    "rope_vit_reg8_b14_nps_avg": dict(
-        **dict(patch_size=14, **_BASE, num_reg_tokens=8, class_token=False),
-        pos_embed_special_tokens=False,
-    ),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": dict(patch_size=14, **_SO150M),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": dict(
-        patch_size=14, **_SO150M, attn_pool_num_heads=16
     ),
 }
 
@@ -102,14 +123,15 @@ def create_model(
         global_blocks: None: the last block of each quarter; ignored without windows.
         drop_path_rate: None: what the architecture says.
         cls: the class to build.
-        kwargs: further arguments of :class:`RoPEViT`, in which these are explained.
+        kwargs: further arguments of :class:`RoPEViT`, in which these are explained; they beat the
+            architecture's.
 
     Raises:
         ValueError: for an unknown name or a wrong value.
     """
     if name not in VARIANTS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(VARIANTS))}")
-    architecture = dict(VARIANTS[name])
+    architecture = VARIANTS[name] | kwargs
     if drop_path_rate is not None:
         architecture["drop_path_rate"] = drop_path_rate
     if image_size is None:
@@ -124,5 +146,4 @@ def create_model(
         pt_grid_size=pt_grid_size,
         window_size=window_size,
         global_blocks=global_blocks,
-        **kwargs,
     )

@@ -1,0 +1,174 @@
+"""Reading files of others without running what is in them.
+
+A pickle is a program. Torch files are read as `weights_only`, Detectron2's `.pkl` by an unpickler
+that knows arrays and builtins; whatever else a file asks for, it is refused by name.
+"""
+
+import codecs
+import collections
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import InputError
+
+_CODE = re.compile(
+    r"GLOBAL (?P<name>[\w.]+)|(?:class|function|reduce) <?(?:\w+ )?'?(?P<other>[\w.]+)"
+)
+
+
+def load_torch_file(path: str | os.PathLike, *, mmap: bool = False) -> Any:
+    """What `torch.save` wrote: tensors, arrays and builtins, onto the CPU.
+
+    Args:
+        mmap: leave the tensors on the disk until they are used, where the file allows it.
+
+    Raises:
+        InputError: the file is missing, damaged, no torch file, or would run code.
+    """
+    path = _existing(path)
+    mmap = mmap and zipfile.is_zipfile(path)
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        found = _CODE.search(_last_paragraphs(str(error)))
+        if found:
+            raise _refusal(path, found["name"] or found["other"]) from None
+        raise _reason(path) from None
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise _refusal(path, "TorchScript") from None
+        raise _damaged(path) from None
+    except Exception:  # what garbage makes of an unpickler: KeyError, EOFError, OSError, …
+        raise _reason(path) from None
+
+
+def load_pickle(path: str | os.PathLike) -> Any:
+    """A pickle of numpy arrays and builtins, as Detectron2's model zoo has them (`.pkl`).
+
+    Raises:
+        InputError: the file is missing, damaged, no pickle, or would run code.
+    """
+    path = _existing(path)
+    try:
+        with open(path, "rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    except _RefusedError as error:
+        raise _refusal(path, str(error)) from None
+    except Exception:
+        raise _damaged(path) from None
+
+
+def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata.
+
+    Raises:
+        InputError: the file is missing, damaged, or no safetensors file.
+    """
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        raise _damaged(path) from None
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first key whose floating-point tensor holds a NaN or an infinity."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return key
+    return None
+
+
+class _RefusedError(Exception):
+    """Says which global a pickle asked for."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _RefusedError(f"{module}.{name}") from None
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How Python 2's bytes come back from a pickle, and nothing else of `codecs.encode`."""
+    if encoding not in ("latin1", "latin-1"):
+        raise _RefusedError(f"_codecs.encode({encoding!r})")
+    return codecs.latin_1_encode(text)[0]
+
+
+_BUILTINS = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("_codecs", "encode"): _encode_latin1,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{("builtins", kind.__name__): kind for kind in _BUILTINS},
+    **{
+        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    },
+}
+
+
+def _numpy_globals() -> list[Any]:
+    """What the arrays and scalars that Detectron2's hooks may save consist of."""
+    multiarray = np._core.multiarray
+    names = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    return [*names, np.ndarray, np.dtype, *kinds, (_encode_latin1, "_codecs.encode")]
+
+
+def _existing(path: str | os.PathLike) -> str:
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise InputError(f"{path} is not a file")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} is empty: get or write it again")
+    return path
+
+
+def _last_paragraphs(message: str) -> str:
+    """torch's message without its advice to load the file all the same."""
+    return message.partition("WeightsUnpickler error:")[2] or message
+
+
+def _refusal(path: str, what: str) -> InputError:
+    return InputError(
+        f"{path} is refused: it asks for {what}, so reading it would run code; "
+        "get the weights as safetensors, or saved by torch.save as a dict of tensors"
+    )
+
+
+def _reason(path: str) -> InputError:
+    """Of a file that torch cannot read, which may be a bare pickle of a protocol unknown to it."""
+    try:
+        load_pickle(path)
+    except InputError as error:
+        return error
+    return _damaged(path)
+
+
+def _damaged(path: str) -> InputError:
+    kind = Path(path).suffix or "checkpoint"
+    return InputError(f"{path} is damaged, or no {kind} file: get or write it again")

@@ -1,0 +1,107 @@
+"""A hub on loopback, which can lie: what `huggingface_hub` asks for, and birder's plain address."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves `files` (URL path to content).
+
+    Attributes:
+        behaviour: "honest"; "tamper": one byte differs; "truncate": hangs up halfway, every time;
+            "hiccup": halfway, once; "shorten": serves half, as if that were all; "stall": stops
+            sending halfway; a number: that status instead of the file.
+        requests: (method, path, Range header or None) of every request for a file.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files = files
+        self.behaviour: str | int = "honest"
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.stopped = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        server: HubServer = self.server
+        if not self.path.startswith("/api/"):  # the client's own affairs
+            server.requests.append((self.command, self.path, self.headers.get("Range")))
+        behaviour = server.behaviour
+        content = server.files.get(self.path)
+        if isinstance(behaviour, int) or content is None:
+            self.send_response(404 if content is None else behaviour)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        etag = hashlib.sha256(content).hexdigest()
+        if behaviour == "tamper":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if behaviour == "shorten":
+            content = content[: len(content) // 2]
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if start > len(content):
+            self.send_response(416)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if not body:
+            return
+        rest = content[start:]
+        if behaviour in ("truncate", "hiccup", "stall"):
+            half = max(len(content) // 2 - start, 0)
+            self.wfile.write(rest[:half])
+            self.wfile.flush()
+            if behaviour == "hiccup":
+                server.behaviour = "honest"
+            if behaviour == "stall":
+                server.stopped.wait(30)
+            self.close_connection = True
+            return
+        self.wfile.write(rest)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def hub_server(files: dict[str, bytes]) -> Iterator[HubServer]:
+    """Runs a :class:`HubServer` in a thread."""
+    server = HubServer(files)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stopped.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
