@@ -9,6 +9,8 @@ from .models.variants import VARIANTS
 
 PYRAMID_STRIDE = 16
 AMP_DTYPES = ("bfloat16", "float16")
+# Of SOLVER.CLIP_GRADIENTS: each gradient's values, each gradient's norm, or the norm of all.
+CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def add_rope_vit_config(cfg: CfgNode) -> None:
@@ -62,6 +64,22 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Mixed precision with SOLVER.AMP.ENABLED: "bfloat16" (GPU and CPU) or "float16" (GPU only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Micro-batches of a process whose gradients are averaged to a step. IMS_PER_BATCH counts the
+    # images of a step, so that it, the learning rate and the schedule stay as they are.
+    cfg.SOLVER.ACCUMULATE = 1
+    # An exponential moving average of the weights, as EVA-02 uses (arXiv 2303.11331): it is what is
+    # evaluated, and the "model" of a checkpoint.
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
+    # The metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none is.
+    cfg.SOLVER.BEST_METRIC = ""
+    # Evaluations in a row without a better BEST_METRIC that end the training; 0: none do.
+    cfg.SOLVER.EARLY_STOPPING = 0
+
+    # Your own data, JSON files in COCO's format and the folders of their images: where TRAIN_JSON
+    # or VAL_JSON is set, it takes the place of DATASETS.TRAIN and TEST, and its categories set
+    # NUM_CLASSES.
+    own = {"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""}
+    cfg.DATASETS.OWN = CfgNode(own)
 
 
 def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> None:
@@ -137,6 +155,21 @@ def check_solver_config(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
         raise InputError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; allowed: {', '.join(AMP_DTYPES)}"
+        )
+    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0)):
+        if cfg.SOLVER[key] < least:
+            raise InputError(f"SOLVER.{key} is {cfg.SOLVER[key]}; allowed: {least} or more")
+    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise InputError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}; allowed: 0 to below 1")
+    if cfg.SOLVER.EARLY_STOPPING and not cfg.SOLVER.BEST_METRIC:
+        raise InputError("SOLVER.EARLY_STOPPING needs SOLVER.BEST_METRIC, such as bbox/AP")
+    if cfg.SOLVER.BEST_METRIC and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
+        raise InputError("SOLVER.BEST_METRIC needs TEST.EVAL_PERIOD above 0 and DATASETS.TEST")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
+        raise InputError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; allowed: "
+            f"{', '.join(CLIP_TYPES)}"
         )
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise InputError(

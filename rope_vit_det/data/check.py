@@ -1,14 +1,20 @@
 """Looking at a dataset before a run depends on it."""
 
 import difflib
+import importlib.util
 import json
 import os
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..errors import InputError
+from .inspection import Inspection, inspect_coco
+from .own import own_datasets
+
+FAULTS_FILE = "dataset_faults.txt"
 
 # Where Detectron2's metadata keeps the paths of its datasets.
 _PATHS = (
@@ -20,23 +26,78 @@ _PATHS = (
     "panoptic_json",
     "sem_seg_root",
 )
+# What Detectron2 imports to read a dataset, by its evaluator_type.
+_PACKAGES = {
+    "lvis": "lvis",
+    "cityscapes_instance": "cityscapesscripts",
+    "cityscapes_sem_seg": "cityscapesscripts",
+}
 
 
-def check_dataset(cfg: CfgNode, name: str, *, key: str) -> None:
-    """Checks that a registered dataset is there, is what it says, and fits the model.
+def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None:
+    """Checks that the datasets are there, are what they say, and fit the model and each other.
+
+    What is wrong is printed, and every fault is listed in OUTPUT_DIR.
 
     Args:
-        name: as registered in Detectron2's `DatasetCatalog`.
-        key: the config key that names it, for the messages.
+        eval_only: the training sets are not needed.
+
+    Returns:
+        The class names, where a dataset in COCO's format says them.
 
     Raises:
         InputError: names the dataset, the file and the remedy.
     """
+    faults_file = Path(cfg.OUTPUT_DIR, FAULTS_FILE)
+    faults_file.unlink(missing_ok=True)
+    classes: dict[str, list[str]] = {}
+    for key in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        if not cfg.DATASETS[key] and (key == "TRAIN" or eval_only):
+            raise InputError(f"DATASETS.{key} is empty: name a registered dataset")
+        for name in cfg.DATASETS[key]:
+            metadata = _find(name, key=f"DATASETS.{key}")
+            json_file = metadata.get("json_file", "")
+            if metadata.get("evaluator_type", None) == "coco" and "://" not in json_file:
+                classes[name] = _check_coco(cfg, name, metadata, faults_file, key == "TEST")
+    first = next(iter(classes), None)
+    for name, names in classes.items():
+        check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
+    return classes.get(first)
+
+
+def check_same_classes(names: list[str], owner: str, others: list[str], other: str) -> None:
+    """Checks that class i is the same one on both sides.
+
+    Args:
+        names: in the order of their ids.
+        owner: for the message.
+
+    Raises:
+        InputError: names the first difference.
+    """
+    if names == others:
+        return
+    # There is a shorter list where all pairs agree.
+    pairs = zip([*names, "nothing"], [*others, "nothing"], strict=False)
+    i, (name, wanted) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise InputError(
+        f"{owner} and {other} have different categories: {len(names)} and {len(others)}, first "
+        f"difference at number {i + 1} in the order of their ids: {name!r} and {wanted!r}"
+    )
+
+
+def _find(name: str, *, key: str) -> Metadata:
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "register it in DatasetCatalog first"
         raise InputError(f"{key}: no dataset is registered as {name!r}; {hint}")
     metadata = MetadataCatalog.get(name)
+    package = _PACKAGES.get(metadata.get("evaluator_type", None))
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"{key}: dataset {name!r} cannot be read without the package {package}; "
+            f"pip install {package}"
+        )
     for attribute in _PATHS:
         path = metadata.get(attribute, None)
         # Paths of other schemes (s3://, ...) are PathManager's to find.
@@ -45,49 +106,64 @@ def check_dataset(cfg: CfgNode, name: str, *, key: str) -> None:
                 f"{key}: dataset {name!r} has no {path}; prepare it there, or set "
                 "DETECTRON2_DATASETS to the folder that holds your datasets"
             )
-    if metadata.get("evaluator_type", None) == "coco" and "://" not in metadata.json_file:
-        _check_coco(cfg, metadata)
+    return metadata
 
 
-def _check_coco(cfg: CfgNode, metadata: Metadata) -> None:
+def _check_coco(
+    cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
+) -> list[str]:
     path = metadata.json_file
-    try:
-        with open(path, encoding="utf-8") as file:
-            coco = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from None
-    for field in ("images", "annotations", "categories"):
-        if not isinstance(coco, dict) or not isinstance(coco.get(field), list):
-            raise InputError(
-                f"{path} is not COCO instance annotation: it has no list {field!r}; see "
-                "https://cocodataset.org/#format-data"
-            )
-    _check_images(path, metadata.image_root, coco["images"])
+    coco = _read(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
+    is_own = name in own_datasets(cfg)
+    masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
+    inspection = inspect_coco(
+        coco,
+        path,
+        metadata.image_root,
+        mask_format=cfg.INPUT.MASK_FORMAT if masks else None,
+        open_images=is_own,
+    )
+    _report(inspection, faults_file, print_all=is_own)
     wanted = _num_classes(cfg)
     if wanted is not None and wanted[1] != len(coco["categories"]):
         raise InputError(
             f"{path} has {len(coco['categories'])} categories, {wanted[0]} is {wanted[1]}; "
             f"set {wanted[0]} {len(coco['categories'])}"
         )
+    return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
 
 
-def _check_images(json_file: str, image_root: str, images: list[dict]) -> None:
+def _read(path: str, *, needed: tuple[str, ...]) -> dict:
     try:
-        names = [image["file_name"] for image in images]
-    except (KeyError, TypeError):
-        raise InputError(f"{json_file}: an entry of 'images' has no 'file_name'") from None
-    # One listing instead of 118,000 questions to a network disk.
-    present = set(os.listdir(image_root))
-    missing = [
-        name
-        for name in names
-        if name not in present and not os.path.exists(os.path.join(image_root, name))
-    ]
-    if missing:
+        with open(path, encoding="utf-8") as file:
+            coco = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a JSON file: {error}") from None
+    for field in needed:
+        if not isinstance(coco, dict) or not isinstance(coco.get(field), list):
+            raise InputError(
+                f"{path} is not COCO instance annotation: it has no list {field!r}; see "
+                "https://cocodataset.org/#format-data"
+            )
+    return coco
+
+
+def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
+    """Writes and prints what was found, and raises where that stops a run."""
+    if inspection.faults:
+        faults_file.parent.mkdir(parents=True, exist_ok=True)
+        with faults_file.open("a", encoding="utf-8") as file:
+            print(inspection.describe(), file=file)
+            for fault in inspection.faults:
+                print(f"    {fault}", file=file)
+    if inspection.fatal:
+        reasons = "; ".join(inspection.describe_faults(inspection.fatal))
         raise InputError(
-            f"{json_file} names {len(missing)} of {len(names)} images that {image_root} lacks, "
-            f"first {missing[0]!r}; put them there, or take them out of the JSON"
+            f"{inspection.json_file} has faults that stop training, {reasons}; all "
+            f"{len(inspection.faults)} faults are listed in {faults_file}"
         )
+    if inspection.faults or print_all:
+        print(inspection.describe(), flush=True)
 
 
 def _num_classes(cfg: CfgNode) -> tuple[str, int] | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import detectron2
 from detectron2.engine import default_argument_parser
 
 from ..errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
@@ -38,6 +41,18 @@ def config_files(args: argparse.Namespace) -> list[str]:
     """What --config-file named, whether `args` are of :func:`argument_parser` or Detectron2's."""
     given = args.config_file
     return [given] if isinstance(given, str) and given else list(given)
+
+
+def log_config_files(args: argparse.Namespace) -> None:
+    """Writes the files into the log, as Detectron2's `default_setup` does with one."""
+    for name in config_files(args):
+        path = find_config_file(name)
+        logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
+
+
+def without_config_files(args: argparse.Namespace) -> argparse.Namespace:
+    """The same for `default_setup`, which knows only one file."""
+    return argparse.Namespace(**vars(args) | {"config_file": ""})
 
 
 def find_config_file(name: str) -> str:

@@ -43,7 +43,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     output = Path(cfg.OUTPUT_DIR)
     _move_aside(output)
     _step(2, f"training for {cfg.SOLVER.MAX_ITER} iterations, then evaluation")
-    setup(cfg, args)
+    cfg = setup(cfg, args)
     results = train(cfg)
 
     _step(3, "drawing curves and predictions")

@@ -1,5 +1,6 @@
 """What a command line does once its config is checked: train, or evaluate."""
 
+import argparse
 from collections import OrderedDict
 from typing import Any
 
@@ -8,7 +9,26 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .checkpoint import DetectorCheckpointer
+from .distributed import check_processes, launch, starts_the_run
+from .setup import check_config, load_config, setup
 from .trainer import Trainer
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains or evaluates as a command line says, in as many processes as it says.
+
+    Args:
+        args: of Detectron2's `default_argument_parser`, with or without the options of
+            :func:`rope_vit_det.engine.own_data.add_own_data_options`.
+
+    Raises:
+        InputError: for a wrong config, weights or data.
+    """
+    cfg = load_config(args)
+    check_processes(args, cfg)
+    if starts_the_run():
+        check_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    launch(_run_in_process, args, cfg, device=cfg.MODEL.DEVICE)
 
 
 def train(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any] | None":
@@ -41,3 +61,8 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _run_in_process(args: argparse.Namespace, cfg: CfgNode) -> None:
+    cfg = setup(cfg, args)
+    (evaluate if args.eval_only else train)(cfg, resume=args.resume)

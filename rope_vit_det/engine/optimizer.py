@@ -62,7 +62,11 @@ def parameter_groups(
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, with SOLVER's rate, decay, layer decay and clipping."""
+    """AdamW over the trainable parameters, with SOLVER's rate, decay, layer decay and clipping.
+
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" besides Detectron2's "value" and "norm",
+    which clip each gradient alone: the norm of all gradients together is clipped.
+    """
     groups = parameter_groups(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -70,4 +74,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
     optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        _clip_norm_of_all(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _clip_norm_of_all(optimizer: torch.optim.Optimizer, most: float, norm_type: float) -> None:
+    """Scales the gradient as a whole, which Detectron2 leaves to its projects ("full_model")."""
+
+    def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, most, norm_type)
+
+    optimizer.register_step_pre_hook(clip)

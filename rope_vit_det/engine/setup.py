@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,20 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_rope_vit_config, check_input_config, check_solver_config
-from ..data.check import check_dataset
+from ..data.check import check_datasets, check_same_classes
+from ..data.own import register_own_data
 from ..errors import InputError
-from .checkpoint import check_weights_path
-from .command_line import config_files, find_config_file
+from ..evaluation.evaluators import check_evaluator
+from .checkpoint import check_weights_path, read_classes
+from .command_line import (
+    config_files,
+    find_config_file,
+    log_config_files,
+    without_config_files,
+)
+from .own_data import add_own_data
 from .projects import add_project_config
+from .trainer import with_seed
 from .yaml_config import merge_from_yaml
 
 logger = logging.getLogger(__name__)
@@ -44,9 +52,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         _merge(path, partial(merge_from_yaml, cfg), path)
     _merge("command line", cfg.merge_from_list, args.opts)
     if not torch.cuda.is_available():
-        if args.num_gpus > 1:
-            raise InputError(f"--num-gpus {args.num_gpus}: this machine has no GPU; leave it out")
         cfg.MODEL.DEVICE = "cpu"
+    add_own_data(cfg, args)
     cfg.freeze()
     return cfg
 
@@ -63,31 +70,53 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     """
     check_input_config(cfg)
     check_solver_config(cfg)
-    if not (resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+    if not (resume and _resumed_file(cfg)):
         try:
             check_weights_path(cfg.MODEL.WEIGHTS)
         except InputError as error:
             raise InputError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: {error}") from None
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
-    keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
-    for key in keys:
-        if not cfg.DATASETS[key] and key == "TRAIN":
-            raise InputError("DATASETS.TRAIN is empty: name a registered dataset")
-        for name in cfg.DATASETS[key]:
-            check_dataset(cfg, name, key=f"DATASETS.{key}")
+    for name in cfg.DATASETS.TEST:
+        check_evaluator(name)
+    names = check_datasets(cfg, eval_only=eval_only)
+    weights = (resume and _resumed_file(cfg)) or (eval_only and cfg.MODEL.WEIGHTS)
+    known = read_classes(weights) if weights else None
+    if names is not None and known is not None:
+        check_same_classes(names, "the dataset", known["names"], f"checkpoint {weights}")
 
 
-def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's `default_setup`: loggers, seeds, environment and config into OUTPUT_DIR."""
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
-    for name in config_files(args):
-        path = find_config_file(name)
-        logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
-    # Detectron2 would open it, and knows only one.
-    default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": ""}))
+def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Detectron2's `default_setup`: loggers, seeds, environment and config into OUTPUT_DIR.
+
+    To be called in every process; only the main one writes.
+
+    Returns:
+        The config with the seed that was drawn, where it had none.
+    """
+    register_own_data(cfg)
+    cfg = with_seed(cfg)
+    # None keeps Detectron2 from a log file for each process.
+    visible = cfg if comm.is_main_process() else _without_output(cfg)
+    setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
+    log_config_files(args)
+    default_setup(visible, without_config_files(args))
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
+    return cfg
+
+
+def _without_output(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = None
+    return cfg
+
+
+def _resumed_file(cfg: CfgNode) -> str | None:
+    """The checkpoint that --resume continues from, if there is one."""
+    tag = Path(cfg.OUTPUT_DIR, "last_checkpoint")
+    return str(tag.with_name(tag.read_text().strip())) if tag.is_file() else None
 
 
 def _merge(source: str, merge: Callable, value: object) -> None:

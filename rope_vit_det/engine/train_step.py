@@ -1,41 +1,116 @@
-"""One training step in mixed precision."""
+"""One training step: micro-batches, precision, and the random state of each."""
 
+import contextlib
 import time
+from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
-from torch import nn
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..seeding import Purpose, seed_all
 
 
-class AutocastTrainer(SimpleTrainer):
-    """Detectron2's :class:`SimpleTrainer` with the forward pass under bf16 autocast, on any device.
+class TrainStep(SimpleTrainer):
+    """Detectron2's :class:`SimpleTrainer` with gradient accumulation and mixed precision.
 
-    bf16 has the range of float32, so it needs no gradient scaler; Detectron2's
-    :class:`AMPTrainer` insists on one, and on CUDA.
+    The gradient of a step is the mean over its micro-batches, of this process and (through
+    :class:`DistributedDataParallel`) of all others; so are the losses that are logged. Before each
+    micro-batch the random state is set from (seed, iteration, micro-batch), which makes a step of
+    two processes the step of one that accumulates over two. Detectron2's :class:`AMPTrainer` has
+    none of this, and insists on CUDA and a gradient scaler, which bf16 does not need.
     """
 
-    def run_step(self) -> None:
-        assert self.model.training, "[AutocastTrainer] model was changed to eval mode!"
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        """
+        Args:
+            model: returns a dict of losses.
+            data_loader: gives the micro-batches of this process, one after another.
+            seed: of the run.
+            accumulate: micro-batches of this process in a step.
+            precision: of the forward pass: float32, or bfloat16 or float16 under autocast; float16
+                with a gradient scaler, on a GPU only.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.seed = seed
+        self.accumulate = accumulate
+        self.precision = precision
+        self.device_type = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=precision == torch.float16
+        )
 
-        with torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16):
-            loss_dict = self.model(data)
+    def run_step(self) -> None:
+        assert self.model.training, "[TrainStep] model was changed to eval mode!"
+        data_time, losses = 0.0, []
         self.optimizer.zero_grad()
-        sum(loss_dict.values()).backward()
+        for number in range(self.accumulate):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            micro_batch = comm.get_rank() * self.accumulate + number
+            seed_all(self.seed, Purpose.STEP, self.iter, micro_batch)
+            with self._gradients_stay_here(number < self.accumulate - 1):
+                losses.append(self._forward(data))
+                loss = sum(losses[-1].values()) / self.accumulate
+                self.grad_scaler.scale(loss).backward()
         self.after_backward()
-        self._write_metrics(loss_dict, data_time)
-        self.optimizer.step()
+        self._write_metrics(_mean(losses), data_time)
+        # Unscales first, where there is a scale; clipping, part of the optimizer's step, comes
+        # after that and after the average over processes.
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        # Empty, or not there, in checkpoints of a run without a scaler.
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def _forward(self, data: list[dict]) -> dict[str, Tensor]:
+        mixed = self.precision != torch.float32
+        with torch.autocast(self.device_type, dtype=self.precision, enabled=mixed):
+            losses = self.model(data)
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
+
+    def _gradients_stay_here(self, stay: bool) -> contextlib.AbstractContextManager:
+        """Spares all but a step's last micro-batch the average over processes."""
+        if stay and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
 
 
 def build_train_step(
     cfg: CfgNode, model: nn.Module, data_loader: object, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """The step that SOLVER.AMP asks for: float32, bf16 or (on a GPU) float16 with a scaler."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, data_loader, optimizer)
-    if cfg.SOLVER.AMP.DTYPE == "bfloat16":
-        return AutocastTrainer(model, data_loader, optimizer)
-    return AMPTrainer(model, data_loader, optimizer, precision=torch.float16)
+) -> TrainStep:
+    """The step that SOLVER.AMP and SOLVER.ACCUMULATE ask for."""
+    amp = cfg.SOLVER.AMP
+    return TrainStep(
+        model,
+        data_loader,
+        optimizer,
+        seed=cfg.SEED,
+        accumulate=cfg.SOLVER.ACCUMULATE,
+        precision=getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32,
+    )
+
+
+def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([each[name].detach() for each in losses]).mean() for name in losses[0]
+    }

@@ -1,5 +1,6 @@
 """Detectron2's default trainer with AdamW, layer decay, bf16 on any device, and evaluation."""
 
+import logging
 import os
 import weakref
 from collections import OrderedDict
@@ -7,18 +8,24 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.large_scale_jitter import build_train_mapper
+from ..data.classes import dataset_classes
+from ..data.loader import MicroBatches, build_train_loader
 from ..evaluation.evaluators import build_evaluator
+from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
+from .distributed import wrap_model
+from .ema import EMA
+from .learning_rates import learning_rate_table
 from .optimizer import build_optimizer
 from .train_step import build_train_step
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -31,31 +38,77 @@ class Trainer(DefaultTrainer):
         """
         # DefaultTrainer's own __init__ cannot be told which step and which checkpointer to use.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = with_seed(cfg)
+        # To Detectron2's scaling of batch and rate, a micro-batch is as good as a process.
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        logger.info(
+            "Learning rates, before warm-up and schedule:\n%s",
+            learning_rate_table(model, optimizer),
+        )
         data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
+        model = wrap_model(model)
         self._trainer = build_train_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectorCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.ema = EMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.checkpointer = DetectorCheckpointer(
+            self.evaluated_model,
+            cfg.OUTPUT_DIR,
+            classes=dataset_classes(cfg.DATASETS.TRAIN[0]),
+            trained_model=self.ema and self.ema.trained_model,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The average of the weights where SOLVER.EMA.ENABLED, the trained model otherwise."""
+        return self.ema.model if self.ema else self.model
+
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Detectron2's, and test-time augmentation at the end where TEST.AUG.ENABLED."""
-        built = super().build_hooks()
-        if self.cfg.TEST.AUG.ENABLED:
-            evaluate = hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
-            # Before the writers, which stand last on the main process.
-            built.insert(len(built) - int(comm.is_main_process()), evaluate)
-        return built
+        """Detectron2's, and what the switches of SOLVER and TEST.AUG ask for."""
+        solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
+        built = []
+        for hook in super().build_hooks():
+            if isinstance(hook, hooks.EvalHook):
+                built.append(hooks.EvalHook(period, self._evaluate))
+                if solver.BEST_METRIC:
+                    patience = solver.EARLY_STOPPING
+                    built.append(
+                        BestCheckpointer(period, self.checkpointer, solver.BEST_METRIC, patience)
+                    )
+                if self.cfg.TEST.AUG.ENABLED:
+                    built.append(hooks.EvalHook(0, self._evaluate_with_tta))
+            else:
+                built.append(hook)
+        # Before all that saves or evaluates.
+        return [self.ema, *built] if self.ema else built
+
+    def train(self) -> None:
+        """Trains; ends early where SOLVER.EARLY_STOPPING says so."""
+        try:
+            super().train()
+        except StopTraining as stop:
+            logger.info("Training ends early at %s", stop)
+            if self.cfg.TEST.AUG.ENABLED:
+                self._last_eval_results |= self._evaluate_with_tta()
+
+    def after_train(self) -> None:
+        self.storage.iter = self.iter
+        # A failure in the last iteration looks like the end of training to Detectron2's hooks; the
+        # collectives of an evaluation would wait for the other processes, which are elsewhere.
+        finished = self.iter >= self.max_iter
+        for hook in self._hooks:
+            if finished or not isinstance(hook, hooks.EvalHook | hooks.BestCheckpointer):
+                hook.after_train()
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    def build_train_loader(cls, cfg: CfgNode) -> MicroBatches:
+        return build_train_loader(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -78,3 +131,21 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((task + "_TTA", result) for task, result in results.items())
+
+    def _evaluate(self) -> "OrderedDict[str, Any]":
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        return self._last_eval_results
+
+    def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
+        return self.test_with_tta(self.cfg, self.evaluated_model)
+
+
+def with_seed(cfg: CfgNode) -> CfgNode:
+    """The config with a seed: its own, or, for SEED -1, one drawn for all processes together."""
+    if cfg.SEED >= 0:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = comm.shared_random_seed()
+    cfg.freeze()
+    return cfg

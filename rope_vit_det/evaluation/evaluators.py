@@ -1,13 +1,14 @@
 """The evaluator that belongs to a dataset."""
 
+import importlib.util
 import os
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -17,6 +18,36 @@ from detectron2.evaluation import (
 )
 
 from ..errors import InputError
+from .fast import FastCOCOEvaluator, FastLVISEvaluator, is_installed
+
+# What Detectron2 imports once the inference is done.
+_PACKAGES = {
+    "coco_panoptic_seg": "panopticapi",
+    "ade20k_panoptic_seg": "panopticapi",
+    "cityscapes_instance": "cityscapesscripts",
+    "cityscapes_sem_seg": "cityscapesscripts",
+    "cityscapes_panoptic_seg": "panopticapi",
+}
+
+
+def check_evaluator(dataset_name: str) -> None:
+    """Checks that a dataset can be evaluated, before the inference that would be for nothing.
+
+    Raises:
+        InputError: a package is missing; names it.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    package = _PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package {package}; "
+            "install it, or take the dataset out"
+        )
+    if kind == "lvis" and not is_installed() and not _lvis_works():
+        raise InputError(
+            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package "
+            "faster-coco-eval (lvis 0.5.3 does not run on NumPy 2); pip install faster-coco-eval"
+        )
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") -> DatasetEvaluator:
@@ -32,16 +63,20 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") ->
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     makers = {
         "sem_seg": lambda: [SemSegEvaluator(dataset_name, distributed=True, output_dir=folder)],
-        "coco": lambda: [COCOEvaluator(dataset_name, output_dir=folder)],
+        "coco": lambda: [_coco_evaluator(cfg, dataset_name, folder)],
         "coco_panoptic_seg": lambda: [
             SemSegEvaluator(dataset_name, distributed=True, output_dir=folder),
-            COCOEvaluator(dataset_name, output_dir=folder),
+            _coco_evaluator(cfg, dataset_name, folder),
             COCOPanopticEvaluator(dataset_name, folder),
         ],
         "cityscapes_instance": lambda: [CityscapesInstanceEvaluator(dataset_name)],
         "cityscapes_sem_seg": lambda: [CityscapesSemSegEvaluator(dataset_name)],
         "pascal_voc": lambda: [PascalVOCDetectionEvaluator(dataset_name)],
-        "lvis": lambda: [LVISEvaluator(dataset_name, output_dir=folder)],
+        "lvis": lambda: [
+            FastLVISEvaluator(dataset_name, folder)
+            if is_installed()
+            else LVISEvaluator(dataset_name, output_dir=folder)
+        ],
     }
     if kind not in makers:
         raise InputError(
@@ -50,3 +85,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") ->
         )
     evaluators = makers[kind]()
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _coco_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    return FastCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+
+
+def _lvis_works() -> bool:
+    there = importlib.util.find_spec("lvis") is not None
+    return there and np.lib.NumpyVersion(np.__version__) < "2.0.0"

@@ -1,41 +1,123 @@
-"""One training step in each precision, against the step written out."""
+"""Training steps in each precision, accumulated or not, against the step written out."""
 
 import copy
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from helpers import relative_difference
 
-from rope_vit_det.engine.train_step import AutocastTrainer, build_train_step
+from rope_vit_det.engine.optimizer import build_optimizer
+from rope_vit_det.engine.train_step import build_train_step
 
 
 class _Model(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
         self.linear = torch.nn.Linear(64, 64)
+        self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, x):
-        y = self.linear(x)
+        y = self.dropout(self.linear(x))
         return {"loss_a": y.float().square().mean(), "loss_b": y.float().abs().mean()}
 
 
+@pytest.fixture
+def cfg(detector_cfg):
+    detector_cfg.SEED = 3
+    return detector_cfg
+
+
+def _updates(step, model, steps=1):
+    before = [p.detach().clone() for p in model.parameters()]
+    with EventStorage() as step.storage:
+        for step.iter in range(steps):
+            step.run_step()
+        logged = step.storage.latest()["total_loss"][0]
+    return [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)], logged
+
+
+def _sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_step_on_the_cpu(detector_cfg, enabled):
-    detector_cfg.SOLVER.AMP.ENABLED = enabled
+def test_a_step_on_the_cpu(cfg, enabled):
+    cfg.SOLVER.AMP.ENABLED = enabled
     model, x = _Model(), torch.randn(32, 64)
     oracle = copy.deepcopy(model)
-    step = build_train_step(detector_cfg, model, [x], torch.optim.SGD(model.parameters(), lr=0.1))
-    assert type(step) is (AutocastTrainer if enabled else SimpleTrainer)
-    with EventStorage() as step.storage:
-        step.run_step()
-        assert step.storage.latest()["total_loss"][0] > 0
+    updates, logged = _updates(build_train_step(cfg, model, [x], _sgd(model)), model)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         losses = oracle(x)
     sum(losses.values()).backward()
-    for (name, before), after in zip(oracle.named_parameters(), model.parameters(), strict=True):
-        assert after.dtype == torch.float32
+    assert logged == pytest.approx(sum(losses.values()).item(), rel=1e-5)
+    for (name, parameter), update in zip(oracle.named_parameters(), updates, strict=True):
+        assert update.dtype == torch.float32
         # A gradient rounded otherwise (bf16 keeps 8 bits) would be off by some 4e-3.
-        assert relative_difference(before - after, 0.1 * before.grad) < 1e-4, name
+        assert relative_difference(update, -0.1 * parameter.grad) < 1e-4, name
+
+
+def test_an_accumulated_step_takes_the_mean_gradient_and_logs_the_mean_loss(cfg):
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.SOLVER.ACCUMULATE = 3
+    model, data = _Model(), [torch.randn(8, 64) for _ in range(6)]
+    oracle = copy.deepcopy(model)
+    optimizer = _sgd(oracle)
+    updates, logged = _updates(build_train_step(cfg, model, data, _sgd(model)), model, steps=2)
+
+    before = [p.detach().clone() for p in oracle.parameters()]
+    for micro_batches in (data[:3], data[3:]):
+        optimizer.zero_grad()
+        loss = torch.stack([sum(oracle(x).values()) for x in micro_batches]).mean()
+        loss.backward()
+        optimizer.step()
+    assert logged == pytest.approx(loss.item(), rel=1e-5)
+    for old, new, update in zip(before, oracle.parameters(), updates, strict=True):
+        assert relative_difference(update, new.detach() - old) < 1e-4
+
+
+def test_random_state_comes_from_seed_iteration_and_micro_batch_alone(cfg):
+    x = torch.ones(16, 64)
+
+    def losses(accumulate, noise, seed=3):
+        cfg.SEED, cfg.SOLVER.ACCUMULATE = seed, accumulate
+        torch.manual_seed(0)
+        model = _Model(dropout=0.5)
+        step = build_train_step(cfg, model, [x] * 6, torch.optim.SGD(model.parameters(), lr=0.0))
+        seen = []
+        forward = step._forward
+        step._forward = lambda data: seen.append(forward(data)) or seen[-1]
+        with EventStorage() as step.storage:
+            for step.iter in range(2):
+                torch.manual_seed(noise)
+                step.run_step()
+        return [round(loss["loss_a"].item(), 6) for loss in seen]
+
+    first = losses(2, noise=1)
+    assert first == losses(2, noise=2)
+    assert len(set(first)) == 4
+    assert [first[0], first[2]] == losses(1, noise=1)
+    assert not set(first) & set(losses(2, noise=1, seed=4))
+
+
+def test_clipping_bounds_the_norm_of_the_averaged_gradient(cfg):
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, "full_model", 0.5
+    cfg.SOLVER.ACCUMULATE = 2
+    model = _Model()
+    model.backbone = torch.nn.Identity()
+    data = [torch.randn(8, 64) * 20, -torch.randn(8, 64) * 20]
+    oracle = copy.deepcopy(model)
+    optimizer = build_optimizer(cfg, model)
+    gradients = []
+    optimizer.register_step_post_hook(
+        lambda *_: gradients.extend(p.grad.clone() for p in model.parameters())
+    )
+    _updates(build_train_step(cfg, model, data, optimizer), model)
+
+    torch.stack([sum(oracle(x).values()) for x in data]).mean().backward()
+    whole = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.5)
+    assert whole > 1  # there was something to clip
+    for found, parameter in zip(gradients, oracle.parameters(), strict=True):
+        assert relative_difference(found, parameter.grad) < 1e-4

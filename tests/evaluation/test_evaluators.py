@@ -33,7 +33,7 @@ def test_coco(detector_cfg, small_demo_dataset, tmp_path):
     register_coco_instances("evaluated", {}, str(json_file), str(small_demo_dataset / "val"))
     try:
         evaluator = build_evaluator(detector_cfg, "evaluated", str(tmp_path))
-        assert type(evaluator) is COCOEvaluator
+        assert isinstance(evaluator, COCOEvaluator)
     finally:
         DatasetCatalog.remove("evaluated")
         MetadataCatalog.remove("evaluated")

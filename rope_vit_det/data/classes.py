@@ -1,0 +1,49 @@
+"""Which classes a detector tells apart, by name and by the id that its dataset gives them."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+
+
+class Classes(TypedDict):
+    """Plain lists, as they lie in a checkpoint: entry i belongs to the detector's class i."""
+
+    names: list[str]
+    ids: list[int]
+
+
+def dataset_classes(name: str) -> Classes | None:
+    """The classes of a registered dataset; None for one without instances.
+
+    Args:
+        name: in Detectron2's catalogs; a dataset of the user's own must have been loaded once, for
+            Detectron2 to know them.
+    """
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes", None)
+    if names is None:
+        return None
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id", None)
+    if mapping is not None:
+        ids = [dataset_id for dataset_id, _ in sorted(mapping.items(), key=lambda item: item[1])]
+    else:
+        # Detectron2 reads LVIS, whose ids start at 1, without a mapping.
+        first = 1 if metadata.get("evaluator_type", None) == "lvis" else 0
+        ids = list(range(first, first + len(names)))
+    return {"names": [str(each) for each in names], "ids": [int(each) for each in ids]}
+
+
+def to_coco_results(
+    instances: Instances, image_id: int | str, ids: Sequence[int]
+) -> list[dict[str, object]]:
+    """A detector's instances as COCO results, with the ids of the dataset that it was trained on.
+
+    Args:
+        instances: on the CPU, in the size of the original image.
+        ids: `Classes["ids"]`.
+    """
+    results = instances_to_coco_json(instances, image_id)
+    return [{**result, "category_id": ids[result["category_id"]]} for result in results]

@@ -1,0 +1,87 @@
+"""A user's own data in COCO's format: from paths to registered datasets and a config that fits."""
+
+import json
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from ..errors import InputError
+
+TRAIN, VAL = "own_train", "own_val"
+# Of what COCO's instance annotations do not hold.
+_NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab")
+
+
+def own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
+    """Name to (JSON file, image folder) of the datasets that DATASETS.OWN describes."""
+    own = cfg.DATASETS.OWN
+    paths = {TRAIN: (own.TRAIN_JSON, own.TRAIN_IMAGES), VAL: (own.VAL_JSON, own.VAL_IMAGES)}
+    return {name: pair for name, pair in paths.items() if any(pair)}
+
+
+def register_own_data(cfg: CfgNode) -> None:
+    """Registers what DATASETS.OWN describes, in place of what bore the names before."""
+    for name, (json_file, images) in own_datasets(cfg).items():
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_coco_instances(name, {}, json_file, images)
+
+
+def use_own_data(cfg: CfgNode) -> None:
+    """Makes a config one for the data of DATASETS.OWN: DATASETS.TRAIN and TEST, and NUM_CLASSES.
+
+    Args:
+        cfg: changed in place; left alone where DATASETS.OWN is empty.
+
+    Raises:
+        InputError: a path is missing, or the model cannot learn from instances.
+    """
+    datasets = own_datasets(cfg)
+    if not datasets:
+        return
+    for name, (json_file, images) in datasets.items():
+        flag = name.removeprefix("own_")
+        for path, option, find in (
+            (json_file, f"--{flag}-json", Path.is_file),
+            (images, f"--{flag}-images", Path.is_dir),
+        ):
+            if not path:
+                raise InputError(f"{option} is missing beside its other half")
+            if not find(Path(path)):
+                kind = "file" if find is Path.is_file else "folder"
+                raise InputError(f"{option} {path}: no such {kind}")
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture in _NO_INSTANCES:
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE {architecture} learns from pixel maps, which COCO's instance "
+            "annotations do not hold; take a config of a detector, or register your dataset"
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        raise InputError(
+            "MODEL.KEYPOINT_ON needs to know which keypoints change places in a mirrored image, "
+            "which COCO's format does not say; register your dataset with keypoint_flip_map"
+        )
+    cfg.DATASETS.TRAIN = (TRAIN,) if TRAIN in datasets else cfg.DATASETS.TRAIN
+    cfg.DATASETS.TEST = (VAL,) if VAL in datasets else ()
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+    count = _count_categories(next(iter(datasets.values()))[0])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
+    cfg.MODEL.RETINANET.NUM_CLASSES = count
+    if "POINT_HEAD" in cfg.MODEL:  # PointRend's
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = count
+
+
+def _count_categories(json_file: str) -> int:
+    try:
+        categories = json.loads(Path(json_file).read_text("utf-8"))["categories"]
+    except (ValueError, KeyError, TypeError):
+        categories = None
+    if not isinstance(categories, list) or not categories:
+        raise InputError(
+            f"{json_file} is not a JSON file with a list 'categories'; see "
+            "https://cocodataset.org/#format-data"
+        )
+    return len(categories)

@@ -1,0 +1,149 @@
+"""Processes: started by Detectron2's launch or by torchrun, on GPUs (NCCL) or the CPU (gloo)."""
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import create_ddp_model
+from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch import nn
+from torch.multiprocessing import ProcessRaisedException
+
+from ..errors import InputError
+
+
+def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Checks that the processes which a command line asks for can run here, and share a batch.
+
+    Args:
+        args: with `num_gpus`: GPUs, or on the CPU processes, of this machine.
+
+    Raises:
+        InputError: they cannot; says why.
+    """
+    device = cfg.MODEL.DEVICE
+    if not args.eval_only:
+        _check_batch(args, cfg)
+    if dist.is_torchelastic_launched():
+        if args.num_gpus != 1:
+            raise InputError(
+                f"--num-gpus {args.num_gpus}: torchrun starts the processes; leave it out, "
+                "and give torchrun --nproc-per-node"
+            )
+        return
+    if args.num_gpus < 1:
+        raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
+    gpus = torch.cuda.device_count()
+    if gpus and args.num_gpus > 1:
+        if not device.startswith("cuda"):
+            raise InputError(
+                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {device}: set CUDA_VISIBLE_DEVICES "
+                "to '' for several processes on the CPU of a machine with GPUs"
+            )
+        if args.num_gpus > gpus:
+            raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    if args.num_machines > 1 and args.dist_url.startswith("tcp://127.0.0.1:"):
+        raise InputError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, an address of "
+            "machine 0 that all of them reach"
+        )
+
+
+def _check_batch(args: argparse.Namespace, cfg: CfgNode) -> None:
+    processes = args.num_gpus * args.num_machines
+    if dist.is_torchelastic_launched():
+        processes = int(os.environ["WORLD_SIZE"])
+    parts = processes * cfg.SOLVER.ACCUMULATE
+    images = cfg.SOLVER.IMS_PER_BATCH
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        # What Detectron2 scales the batch from: the micro-batches keep their size.
+        parts = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if images % parts:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {images}, the images of a step, does not divide by {parts} "
+            f"({processes} processes, SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}, "
+            f"SOLVER.REFERENCE_WORLD_SIZE {cfg.SOLVER.REFERENCE_WORLD_SIZE})"
+        )
+
+
+def starts_the_run() -> bool:
+    """False in all but one process of a machine, under torchrun: the checks are made once."""
+    return int(os.getenv("LOCAL_RANK", "0")) == 0 or not dist.is_torchelastic_launched()
+
+
+def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str) -> None:
+    """Runs `main(args, *more)` in every process of this machine.
+
+    Under torchrun this is one of them already. Otherwise Detectron2's launch starts them; when one
+    dies, the others are stopped, and its traceback is raised here.
+
+    Args:
+        args: of :func:`rope_vit_det.engine.command_line.argument_parser`.
+        device: of the model, "cpu" or "cuda".
+
+    Raises:
+        InputError: raised in a process.
+    """
+    if dist.is_torchelastic_launched():
+        _run_under_torchrun(main, args, *more, device=device)
+        return
+    try:
+        detectron2_launch(
+            _in_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args, *more),
+        )
+    except ProcessRaisedException as error:
+        # All that is left of the exception is its traceback as a text.
+        last = str(error).strip().splitlines()[-1]
+        name = f"{InputError.__module__}.{InputError.__name__}: "
+        if last.startswith(name):
+            raise InputError(last.removeprefix(name)) from None
+        raise
+
+
+def wrap_model(model: nn.Module) -> nn.Module:
+    """The model under :class:`DistributedDataParallel` where there are several processes.
+
+    Detectron2's `create_ddp_model` alone names a GPU, and fails on the CPU.
+    """
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    # Unused are a pyramid's levels that no head takes, such as p7 of the demo; to find them costs a
+    # walk over the graph, to miss them ends the run in its second iteration.
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+    )
+
+
+def _run_under_torchrun(
+    main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str
+) -> None:
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        main(args, *more)
+        comm.synchronize()
+    finally:
+        dist.destroy_process_group()
+
+
+def _in_process(main: Callable[..., Any], args: argparse.Namespace, *more: Any) -> None:
+    if comm.get_world_size() > 1 and not torch.cuda.is_available():
+        # Each would take all cores otherwise.
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    main(args, *more)

@@ -1,0 +1,42 @@
+"""What each part of a detector learns at: a table for the start of a run."""
+
+import re
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+_BLOCK = re.compile(r"(backbone\.net\.encoder\.block\.\d+)\.")
+
+
+def layer_of(name: str) -> str:
+    """The row of a parameter: a block or the stem of the network, or a part of the detector."""
+    block = _BLOCK.match(name)
+    if block:
+        return block[1]
+    if name.startswith("backbone.net."):
+        return "backbone.net (stem, tokens, positions)"
+    parts = name.split(".")[:-1]
+    return ".".join(parts[:2] if parts[0] == "roi_heads" else parts[:1])
+
+
+def learning_rate_table(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Layer, learning rate, weight decay and number of weights, frozen ones marked as such.
+
+    Args:
+        model: the detector, not under :class:`DistributedDataParallel`.
+        optimizer: of its parameters, before a schedule has changed its rates.
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    rows: dict[tuple, int] = {}
+    for name, parameter in model.named_parameters():
+        group = groups.get(id(parameter))
+        rates = (group["lr"], group["weight_decay"]) if group else ("frozen", "")
+        row = (layer_of(name), *rates)
+        rows[row] = rows.get(row, 0) + parameter.numel()
+    table = [
+        [layer, f"{rate:.3g}" if rate != "frozen" else rate, decay, f"{count:,}"]
+        for (layer, rate, decay), count in rows.items()
+    ]
+    headers = ["layer", "learning rate", "weight decay", "weights"]
+    return tabulate(table, headers, disable_numparse=True, colalign=("left",) + ("right",) * 3)
