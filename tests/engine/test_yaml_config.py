@@ -32,31 +32,35 @@ def planted(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists(), "the config was executed"
 
 
+CALL = "!!python/object/apply:os.mkdir [ran]"
 # The line that must be named comes first.
 MALICIOUS = {
-    "apply": (2, "VERSION: 2\nSEED: !!python/object/apply:os.mkdir [ran]\n"),
-    "apply, in full": (
-        2,
-        "VERSION: 2\nSEED: !<tag:yaml.org,2002:python/object/apply:os.mkdir> [ran]\n",
-    ),
+    "apply": (2, f"VERSION: 2\nSEED: {CALL}\n"),
+    "apply, in full": (1, "SEED: !<tag:yaml.org,2002:python/object/apply:os.mkdir> [ran]\n"),
     "apply, escaped": (1, "SEED: !!python%2Fobject%2Fapply:os.mkdir [ran]\n"),
-    "tag directive": (3, "%TAG ! tag:yaml.org,2002:python/\n---\nSEED: !object/apply:os.mkdir [ran]\n"),
-    "renamed !!": (4, "%TAG !! tag:yaml.org,2002:python/object/\n---\nVERSION: 2\nSEED: !!apply:os.mkdir [ran]\n"),
+    "tag directive": (
+        3,
+        "%TAG ! tag:yaml.org,2002:python/\n---\nSEED: !object/apply:os.mkdir [ran]\n",
+    ),
+    "renamed !!": (
+        4,
+        "%TAG !! tag:yaml.org,2002:python/object/\n---\nVERSION: 2\nSEED: !!apply:os.mkdir [ran]\n",
+    ),
     "new": (1, "SEED: !!python/object/new:os.mkdir [ran]\n"),
     "eval": (1, "SEED: !!python/object/apply:eval [\"__import__('os').mkdir('ran')\"]\n"),
     "name": (1, "OUTPUT_DIR: !!python/name:os.mkdir\n"),
     "module": (1, "OUTPUT_DIR: !!python/module:antigravity\n"),
     "tuple": (2, "INPUT:\n  MIN_SIZE_TRAIN: !!python/tuple [800]\n"),
-    "as a key": (1, "? !!python/object/apply:os.mkdir [ran]\n: 1\n"),
-    "deep in a list": (3, "INPUT:\n  MIN_SIZE_TRAIN:\n  - [1, {a: !!python/object/apply:os.mkdir [ran]}]\n"),
-    "behind an anchor": (1, "SEED: &x !!python/object/apply:os.mkdir [ran]\nVERSION: *x\n"),
-    "behind a merge key": (1, "<<: {SEED: !!python/object/apply:os.mkdir [ran]}\n"),
-    "in a node that holds itself": (2, "INPUT: &x\n  FORMAT: !!python/object/apply:os.mkdir [ran]\n  CROP: *x\n"),
-    "as a base": (1, "_BASE_: !!python/object/apply:os.mkdir [ran]\n"),
+    "as a key": (1, f"? {CALL}\n: 1\n"),
+    "deep in a list": (3, f"INPUT:\n  MIN_SIZE_TRAIN:\n  - [1, {{a: {CALL}}}]\n"),
+    "behind an anchor": (1, f"SEED: &x {CALL}\nVERSION: *x\n"),
+    "behind a merge key": (1, f"<<: {{SEED: {CALL}}}\n"),
+    "in a node that holds itself": (2, f"INPUT: &x\n  FORMAT: {CALL}\n  CROP: *x\n"),
+    "as a base": (1, f"_BASE_: {CALL}\n"),
     "a tag of nobody": (1, "SEED: !seed 1\n"),
     "the whole document": (1, "!!python/object/apply:builtins.dict\nSEED: 1\n"),
     "over two lines": (2, "SEED:\n  !!python/object/apply:os.mkdir\n  - ran\n"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MALICIOUS)
@@ -72,13 +76,18 @@ def test_a_tag_is_refused_by_file_and_line(cfg, planted, name):
 
 @pytest.mark.parametrize(
     "base",
-    ["other/evil.yaml", "{folder}/other/evil.yaml", "~/other/evil.yaml", "[fine.yaml, other/evil.yaml]"],
-)  # fmt: skip
+    [
+        "other/evil.yaml",
+        "{folder}/other/evil.yaml",
+        "~/other/evil.yaml",
+        "[fine.yaml, other/evil.yaml]",
+    ],
+)
 def test_a_tag_in_a_base_is_refused_by_the_name_of_the_base(cfg, planted, monkeypatch, base):
     folder = planted.parent
     monkeypatch.setenv("HOME", str(folder))
     (folder / "other").mkdir()
-    (folder / "other" / "evil.yaml").write_text("SEED: !!python/object/apply:os.mkdir [ran]\n")
+    (folder / "other" / "evil.yaml").write_text(f"SEED: {CALL}\n")
     (folder / "fine.yaml").write_text("SEED: 3\n")
     (folder / "middle.yaml").write_text(f"_BASE_: {base.format(folder=folder)}\n")
     (folder / "top.yaml").write_text("_BASE_: middle.yaml\n")
@@ -124,7 +133,7 @@ def test_a_link_out_of_detectron2_is_refused(cfg, planted, monkeypatch):
     package = planted.with_name("detectron2")
     (package / "model_zoo" / "configs").mkdir(parents=True)
     evil = planted.with_name("evil.yaml")
-    evil.write_text("SEED: !!python/object/apply:os.mkdir [ran]\n")
+    evil.write_text(f"SEED: {CALL}\n")
     link = package / "model_zoo" / "configs" / "link.yaml"
     link.symlink_to(evil)
     folders = tuple(f"{folder}{os.sep}" for folder in (package, package / "model_zoo" / "configs"))
@@ -158,7 +167,7 @@ def test_what_is_no_config_is_one_line(cfg, tmp_path, text, message):
 
 def test_the_command_line_refuses_it_too(planted, capsys, monkeypatch):
     path = planted.with_name("evil.yaml")
-    path.write_text("SEED: !!python/object/apply:os.mkdir [ran]\n")
+    path.write_text(f"SEED: {CALL}\n")
     tool = Path(__file__).parents[2] / "tools" / "train_net.py"
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", str(path)])
     with pytest.raises(SystemExit) as stop:
