@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import stand_in as stand_in_dataset
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
@@ -52,3 +53,11 @@ def detector_state() -> dict[str, torch.Tensor]:
     cfg.merge_from_file(str(DEMO_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg).state_dict()
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory) -> str:
+    """The name of a registered dataset that stands in for the big ones; see stand_in.py."""
+    stand_in_dataset.register_stand_in(tmp_path_factory.mktemp("stand_in"))
+    yield stand_in_dataset.NAME
+    stand_in_dataset.unregister_stand_in()

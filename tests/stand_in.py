@@ -5,6 +5,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from omegaconf import DictConfig
 
 from rope_vit_det.models import VARIANTS
 
@@ -84,3 +85,33 @@ def cut_down(cfg: CfgNode, variant: str = "rope_vit_reg4_demo16") -> CfgNode:
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     return cfg
+
+
+def cut_down_lazy(cfg: DictConfig, variant: str = "rope_vit_reg4_demo16") -> DictConfig:
+    """A LazyConfig cut down as :func:`cut_down` does with a yaml config."""
+    cfg.train.device = "cpu"
+    cfg.train.init_checkpoint = ""
+    cfg.model.backbone.net.name = variant
+    if "roi_heads" in cfg.model:
+        cfg.model.roi_heads.batch_size_per_image = 8
+        cfg.model.proposal_generator.post_nms_topk = (50, 10)
+    data = cfg.dataloader
+    data.train.dataset.names = data.test.dataset.names = NAME
+    data.train.num_workers = data.test.num_workers = 0
+    data.train.total_batch_size = 2
+    for augmentation in data.train.mapper.augmentations:
+        for key, value in SMALLER.items():
+            if key in augmentation:
+                augmentation[key] = value
+    data.test.mapper.augmentations[0].short_edge_length = 96
+    data.test.mapper.augmentations[0].max_size = 192
+    return cfg
+
+
+SMALLER = {
+    "short_edge_length": (96, 128),
+    "max_size": 192,
+    "target_height": 128,
+    "target_width": 128,
+    "crop_size": (128, 128),
+}

@@ -111,20 +111,23 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
         raise
 
 
-def wrap_model(model: nn.Module) -> nn.Module:
+def wrap_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     """The model under :class:`DistributedDataParallel` where there are several processes.
 
     Detectron2's `create_ddp_model` alone names a GPU, and fails on the CPU.
+
+    Args:
+        kwargs: of `create_ddp_model`.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
     # Unused are a pyramid's levels that no head takes, such as p7 of the demo; to find them costs a
     # walk over the graph, to miss them ends the run in its second iteration.
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-    )
+    defaults = {
+        "broadcast_buffers": False,
+        "find_unused_parameters": True,
+        "device_ids": [comm.get_local_rank()] if on_gpu else None,
+    }
+    return create_ddp_model(model, **defaults | kwargs)
 
 
 def _run_under_torchrun(

@@ -4,25 +4,42 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 """
 
 import argparse
+import copy
 import os
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, default_writers, hooks
+from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
 from ..config import AMP_DTYPES
 from ..errors import InputError
 from .checkpoint import DetectorCheckpointer, check_weights_path
-from .command_line import config_files, find_config_file
-from .train_step import AutocastTrainer
+from .command_line import config_files, find_config_file, log_config_files, without_config_files
+from .distributed import launch, wrap_model
+from .train_step import TrainStep
 
 _PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
+
+
+def run_lazy(args: argparse.Namespace) -> None:
+    """Trains or evaluates as a command line says, in as many processes as it says.
+
+    Args:
+        args: of :func:`~rope_vit_det.engine.command_line.argument_parser`.
+
+    Raises:
+        InputError: for a wrong config or weights.
+    """
+    cfg = load_lazy_config(args)
+    check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    launch(_run_in_process, args, device=cfg.train.device)
 
 
 def load_lazy_config(args: argparse.Namespace) -> DictConfig:
@@ -81,7 +98,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
             raise InputError("--eval-only needs train.init_checkpoint, or --resume")
 
 
-def build_trainer(cfg: DictConfig, *, resume: bool = False) -> SimpleTrainer:
+def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
     """Model, optimizer and data of a config, with hooks, and weights loaded.
 
     The hooks are those of Detectron2's `tools/lazyconfig_train_net.py`.
@@ -95,8 +112,14 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> SimpleTrainer:
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    model = create_ddp_model(model, **cfg.train.ddp)
-    trainer = _train_step(cfg.train.amp, model, instantiate(cfg.dataloader.train), optimizer)
+    model = wrap_model(model, **cfg.train.ddp)
+    trainer = TrainStep(
+        model,
+        instantiate(cfg.dataloader.train),
+        optimizer,
+        seed=_shared_seed(cfg),
+        precision=_precision(cfg),
+    )
     checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     on_main = comm.is_main_process()
     trainer.register_hooks(
@@ -146,11 +169,24 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
     return results
 
 
-def _train_step(
-    amp: DictConfig, model: nn.Module, data_loader: object, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    if not amp.enabled:
-        return SimpleTrainer(model, data_loader, optimizer)
-    if amp.get("dtype", "bfloat16") == "bfloat16":
-        return AutocastTrainer(model, data_loader, optimizer)
-    return AMPTrainer(model, data_loader, optimizer, precision=torch.float16)
+def _run_in_process(args: argparse.Namespace) -> None:
+    # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
+    cfg = load_lazy_config(args)
+    visible = copy.deepcopy(cfg)
+    if not comm.is_main_process():
+        visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
+    setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
+    log_config_files(args)
+    default_setup(visible, without_config_files(args))
+    (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+
+
+def _precision(cfg: DictConfig) -> torch.dtype:
+    amp = cfg.train.amp
+    return getattr(torch, amp.get("dtype", "bfloat16")) if amp.enabled else torch.float32
+
+
+def _shared_seed(cfg: DictConfig) -> int:
+    """`train.seed`, or one drawn for all processes together."""
+    seed = cfg.train.get("seed", -1)
+    return seed if seed >= 0 else comm.shared_random_seed()
