@@ -15,5 +15,7 @@ dataloader.train.mapper.use_instance_mask = False
 
 lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
 train.max_iter = 90000
+# Detectron2's FCOS hands boxes of mixed precision to fvcore's GIoU loss, which takes only one
+train.amp.enabled = False
 # 1e-4 is for a batch of 64; scaled by the square root to 16, as Adam wants it (arXiv 2205.10287)
 optimizer.lr = 5e-5

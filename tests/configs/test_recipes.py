@@ -71,8 +71,8 @@ def test_batch_and_rate_follow_the_number_of_gpus(name):
     workers = cfg.SOLVER.REFERENCE_WORLD_SIZE
     assert workers > 0
     assert scaled.SOLVER.IMS_PER_BATCH == cfg.SOLVER.IMS_PER_BATCH // workers == 2
-    assert scaled.SOLVER.BASE_LR == pytest.approx(cfg.SOLVER.BASE_LR / workers)
-    assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER * workers
+    assert pytest.approx(cfg.SOLVER.BASE_LR / workers) == scaled.SOLVER.BASE_LR
+    assert cfg.SOLVER.MAX_ITER * workers == scaled.SOLVER.MAX_ITER
 
 
 def test_frozen_and_shallow_variants_keep_the_pretraining_grid():
