@@ -32,6 +32,7 @@ requirements = [
     "huggingface_hub>=0.34",
     "safetensors>=0.4.3",
     "pycocotools>=2.0.2",
+    "shapely",  # fvcore crops polygons with it: INPUT.LSJ, INPUT.CROP
     "numpy",
     "pillow",
     "pyyaml",

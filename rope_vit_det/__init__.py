@@ -3,7 +3,7 @@
 Importing it registers the backbones, and `birder://` addresses for MODEL.WEIGHTS.
 """
 
-from .backbone import RoPEViTBackbone
+from .backbone import RoPEViTBackbone, RoPEViTPyramid, create_backbone
 from .config import add_rope_vit_config
 from .models import RoPEViT, create_model
 from .use import use_rope_vit
@@ -12,7 +12,9 @@ from .weights import load_model, path_handler  # noqa: F401 (registers itself)
 __all__ = [
     "RoPEViT",
     "RoPEViTBackbone",
+    "RoPEViTPyramid",
     "add_rope_vit_config",
+    "create_backbone",
     "create_model",
     "load_model",
     "use_rope_vit",

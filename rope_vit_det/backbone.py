@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import PYRAMID_STRIDE, check_rope_vit_config
 from .errors import InputError
+from .heads import pyramid_for_heads
 from .models import VARIANTS, RoPEViT, create_model
 from .use import as_arguments, compared_settings, disagreement, settings_for
 from .weights.detectron2_format import info_from_metadata
@@ -125,6 +126,31 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
         return {"size_divisibility": self._size_divisibility}
 
 
+def create_backbone(
+    name: str,
+    *,
+    patch_stride: int = PYRAMID_STRIDE,
+    freeze_blocks: int = 0,
+    **kwargs: Any,
+) -> RoPEViTBackbone:
+    """A named network as a backbone, from explicit arguments: what MODEL.ROPE_VIT stands for.
+
+    Args:
+        name: a key of :data:`~rope_vit_det.models.VARIANTS`.
+        patch_stride: pixels between patches; the pyramids take 16.
+        freeze_blocks: 0: none; n: stem, special tokens, position table and the first n blocks;
+            -1: all.
+        kwargs: of :func:`~rope_vit_det.models.create_model`: image_size, pt_grid_size,
+            window_size, global_blocks, drop_path_rate, activation_checkpoint.
+
+    Raises:
+        ValueError: for an unknown name or a wrong value.
+    """
+    net = create_model(name, patch_stride=patch_stride, cls=RoPEViTBackbone, **kwargs)
+    net.freeze(freeze_blocks)
+    return net
+
+
 def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoPEViTBackbone:
     """The network that MODEL.ROPE_VIT describes.
 
@@ -136,7 +162,7 @@ def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoP
     """
     check_rope_vit_config(cfg, strides=strides)
     options = cfg.MODEL.ROPE_VIT
-    net = create_model(
+    net = create_backbone(
         options.NAME,
         image_size=options.IMAGE_SIZE,
         patch_stride=options.PATCH_STRIDE,
@@ -148,11 +174,10 @@ def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoP
         drop_path_rate=options.DROP_PATH_RATE,
         activation_checkpoint=options.ACTIVATION_CHECKPOINT,
         compile=options.COMPILE,
-        cls=RoPEViTBackbone,
+        freeze_blocks=options.FREEZE_BLOCKS,
     )
     if options.CHECK_WEIGHTS:
         net.settings = compared_settings(cfg)
-    net.freeze(options.FREEZE_BLOCKS)
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
         logger.info(
             "MODEL.BACKBONE.FREEZE_AT (%d) is meant for ResNets and not read; "
@@ -181,6 +206,18 @@ def build_retinanet_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
     """p3 to p7, strides 8 to 128, for one-stage heads."""
     width = cfg.MODEL.FPN.OUT_CHANNELS
     return _build_pyramid(cfg, (2.0, 1.0, 0.5), LastLevelP6P7(width, width, in_feature="p5"))
+
+
+@BACKBONE_REGISTRY.register()
+def build_rope_vit_sfp_backbone_for_heads(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTPyramid:
+    """The one of the two pyramids above that has the features which the config's heads read.
+
+    For configs made of parts, where one backbone stands under whatever heads come.
+
+    Raises:
+        InputError: no pyramid has what they read, as with C4 and DC5 heads.
+    """
+    return BACKBONE_REGISTRY.get(pyramid_for_heads(cfg))(cfg, input_shape)
 
 
 def _build_pyramid(

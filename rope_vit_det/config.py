@@ -65,6 +65,16 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # False: neither.
     net.CHECK_WEIGHTS = True
 
+    cfg.INPUT.LSJ = lsj = CfgNode()
+    # Large-scale jitter instead of INPUT.MIN_SIZE_TRAIN: training images are scaled at random, then
+    # cropped or padded to a square (arXiv 2012.07177; ViTDet, arXiv 2203.16527).
+    lsj.ENABLED = False
+    # Pixels of a side of the square.
+    lsj.IMAGE_SIZE = 1024
+    # The scale's range, relative to the image fitted into the square.
+    lsj.MIN_SCALE = 0.1
+    lsj.MAX_SCALE = 2.0
+
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
     # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).
     cfg.SOLVER.LAYER_DECAY = 1.0
@@ -189,6 +199,29 @@ def check_solver_config(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise InputError(
             "SOLVER.AMP.DTYPE float16 needs a GPU; on the CPU use SOLVER.AMP.DTYPE bfloat16"
+        )
+
+
+def check_input_config(cfg: CfgNode) -> None:
+    """Checks the INPUT keys of this project.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    lsj = cfg.INPUT.LSJ
+    if not _is_size(lsj.IMAGE_SIZE):
+        raise InputError(
+            f"INPUT.LSJ.IMAGE_SIZE is {lsj.IMAGE_SIZE!r}; allowed: a side in pixels, 1 or more"
+        )
+    if not 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE:
+        raise InputError(
+            f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "
+            "0, the first not above the second"
+        )
+    if lsj.ENABLED and cfg.INPUT.CROP.ENABLED:
+        raise InputError(
+            "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True; large-scale jitter crops by "
+            "itself: set INPUT.CROP.ENABLED False"
         )
 
 

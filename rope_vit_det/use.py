@@ -8,15 +8,13 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from .config import add_rope_vit_config
-from .errors import InputError
+from .heads import PYRAMIDS, pyramid_for_heads
 from .models.rope_vit import RoPEViT
 from .models.variants import VARIANTS
 from .weights.info import WeightsInfo, architecture_from_config
 from .weights.load import PREFIX, birder_url, locate, read_weights
 
-SFP = "build_rope_vit_sfp_backbone"
-RETINANET_SFP = "build_retinanet_rope_vit_sfp_backbone"
-_BACKBONES = (SFP, RETINANET_SFP, "build_rope_vit_backbone")
+_BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
 # Gray levels of 255 by which a mean or deviation may differ: it may have been rounded.
 _TOLERANCE = 0.5
 _COMPARED = (
@@ -135,20 +133,8 @@ def _pair(value: Any) -> list[int]:
 
 
 def _backbone_name(cfg: CfgNode) -> str:
-    if cfg.MODEL.BACKBONE.NAME in _BACKBONES:
-        return cfg.MODEL.BACKBONE.NAME
-    key = "MODEL.RPN.IN_FEATURES"
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        key = "MODEL.RETINANET.IN_FEATURES"
-    elif cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        key = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
-    features = list(_get(cfg, key))
-    if not features or not all(feature.startswith("p") for feature in features):
-        raise InputError(
-            f"{key} is {features}, so this config has no feature pyramid; start from one with FPN "
-            "in its name"
-        )
-    return RETINANET_SFP if "p7" in features else SFP
+    name = cfg.MODEL.BACKBONE.NAME
+    return name if name in _BACKBONES else pyramid_for_heads(cfg)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

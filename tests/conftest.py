@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import stand_in as stand_in_dataset
 import torch
 from birder_files import birder_file, birder_output, cache, published  # noqa: F401 (fixtures)
 from detectron2 import model_zoo
@@ -53,3 +54,11 @@ def detector_state() -> dict[str, torch.Tensor]:
     cfg.merge_from_file(str(DEMO_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg).state_dict()
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory) -> str:
+    """The name of a registered dataset that stands in for the big ones; see stand_in.py."""
+    stand_in_dataset.register_stand_in(tmp_path_factory.mktemp("stand_in"))
+    yield stand_in_dataset.NAME
+    stand_in_dataset.unregister_stand_in()

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import Purpose, seed_all
+from .large_scale_jitter import build_train_mapper
 
 
 class StreamSampler(Sampler):
@@ -109,7 +110,7 @@ def build_train_loader(cfg: CfgNode) -> MicroBatches:
     """
     # Samplers draw their seed from NumPy, and share that of rank 0.
     seed_all(cfg.SEED, Purpose.ORDER)
-    parts = build_detection_train_loader.from_config(cfg)
+    parts = build_detection_train_loader.from_config(cfg, mapper=build_train_mapper(cfg))
     accumulate = cfg.SOLVER.ACCUMULATE
     num_slots = comm.get_world_size() * accumulate
     slots = range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate)

@@ -77,22 +77,21 @@ def starts_the_run() -> bool:
     return int(os.getenv("LOCAL_RANK", "0")) == 0 or not dist.is_torchelastic_launched()
 
 
-def launch(
-    main: Callable[[argparse.Namespace, CfgNode], Any], args: argparse.Namespace, cfg: CfgNode
-) -> None:
-    """Runs `main(args, cfg)` in every process of this machine.
+def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str) -> None:
+    """Runs `main(args, *more)` in every process of this machine.
 
     Under torchrun this is one of them already. Otherwise Detectron2's launch starts them; when one
     dies, the others are stopped, and its traceback is raised here.
 
     Args:
-        args: of :func:`rope_vit_det.engine.setup.argument_parser`.
+        args: of :func:`rope_vit_det.engine.command_line.argument_parser`.
+        device: of the model, "cpu" or "cuda".
 
     Raises:
         InputError: raised in a process.
     """
     if dist.is_torchelastic_launched():
-        _run_under_torchrun(main, args, cfg)
+        _run_under_torchrun(main, args, *more, device=device)
         return
     try:
         detectron2_launch(
@@ -101,7 +100,7 @@ def launch(
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, args, cfg),
+            args=(main, args, *more),
         )
     except ProcessRaisedException as error:
         # All that is left of the exception is its traceback as a text.
@@ -112,37 +111,42 @@ def launch(
         raise
 
 
-def wrap_model(model: nn.Module) -> nn.Module:
+def wrap_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     """The model under :class:`DistributedDataParallel` where there are several processes.
 
     Detectron2's `create_ddp_model` alone names a GPU, and fails on the CPU.
+
+    Args:
+        kwargs: of `create_ddp_model`.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
     # Unused are a pyramid's levels that no head takes, such as p7 of the demo; to find them costs a
     # walk over the graph, to miss them ends the run in its second iteration.
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-    )
+    defaults = {
+        "broadcast_buffers": False,
+        "find_unused_parameters": True,
+        "device_ids": [comm.get_local_rank()] if on_gpu else None,
+    }
+    return create_ddp_model(model, **defaults | kwargs)
 
 
-def _run_under_torchrun(main: Callable, args: argparse.Namespace, cfg: CfgNode) -> None:
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+def _run_under_torchrun(
+    main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str
+) -> None:
+    on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
-        main(args, cfg)
+        main(args, *more)
         comm.synchronize()
     finally:
         dist.destroy_process_group()
 
 
-def _in_process(main: Callable, args: argparse.Namespace, cfg: CfgNode) -> None:
+def _in_process(main: Callable[..., Any], args: argparse.Namespace, *more: Any) -> None:
     if comm.get_world_size() > 1 and not torch.cuda.is_available():
         # Each would take all cores otherwise.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    main(args, cfg)
+    main(args, *more)

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     check_processes(args, cfg)
     if starts_the_run():
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
-    launch(_run_in_process, args, cfg)
+    launch(_run_in_process, args, cfg, device=cfg.MODEL.DEVICE)
 
 
 def train(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any] | None":

@@ -1,6 +1,7 @@
 """AdamW with layer-wise learning-rate decay over the blocks of the backbone."""
 
 import re
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -35,24 +36,44 @@ def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and name.rpartition(".")[2] not in _TOKENS
 
 
+def parameter_groups(
+    model: nn.Module, *, base_lr: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """The trainable parameters of a detector, grouped for an optimizer by rate and weight decay.
+
+    Args:
+        model: whose `backbone.net` is a RoPE ViT; without one, every layer learns at `base_lr`.
+        base_lr: of pyramid and heads; the network's layers learn at a share of it.
+        layer_decay: see :func:`layer_decay_factor`.
+    """
+    net = getattr(model.backbone, "net", None)
+    num_layers = len(net.encoder.block) if hasattr(net, "encoder") else 0
+    return reduce_param_groups(
+        [
+            {
+                "params": [parameter],
+                "lr": base_lr * layer_decay_factor(name, layer_decay, num_layers),
+                "weight_decay": weight_decay if has_weight_decay(name, parameter) else 0.0,
+            }
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+    )
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, with SOLVER's rate, decay, layer decay and clipping.
 
     SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" besides Detectron2's "value" and "norm",
     which clip each gradient alone: the norm of all gradients together is clipped.
     """
-    net = getattr(model.backbone, "net", None)
-    num_layers = len(net.encoder.block) if hasattr(net, "encoder") else 0
-    groups = [
-        {
-            "params": [parameter],
-            "lr": cfg.SOLVER.BASE_LR * layer_decay_factor(name, cfg.SOLVER.LAYER_DECAY, num_layers),
-            "weight_decay": cfg.SOLVER.WEIGHT_DECAY if has_weight_decay(name, parameter) else 0.0,
-        }
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
-    optimizer = torch.optim.AdamW(reduce_param_groups(groups), lr=cfg.SOLVER.BASE_LR)
+    groups = parameter_groups(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        layer_decay=cfg.SOLVER.LAYER_DECAY,
+    )
+    optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         _clip_norm_of_all(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)

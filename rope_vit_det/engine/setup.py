@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_rope_vit_config, check_solver_config
+from ..config import add_rope_vit_config, check_input_config, check_solver_config
 from ..data.check import check_datasets, check_same_classes
 from ..data.own import register_own_data
 from ..errors import InputError
@@ -22,7 +21,14 @@ from ..use import compared_settings, disagreement
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIX
 from .checkpoint import as_birder_url, check_weights_path, read_classes, weights_error
+from .command_line import (
+    config_files,
+    find_config_file,
+    log_config_files,
+    without_config_files,
+)
 from .own_data import add_own_data
+from .projects import add_project_config
 from .trainer import with_seed
 from .yaml_config import merge_from_yaml
 
@@ -32,11 +38,11 @@ logger = logging.getLogger(__name__)
 def load_config(args: argparse.Namespace) -> CfgNode:
     """The config of a command line with `--config-file`, `--num-gpus` and trailing KEY VALUE.
 
-    A config for a GPU falls to the CPU where there is none. A plain path to birder's weights
-    becomes a `birder:` address, which Detectron2 can load.
+    Files merge in the order given. A config for a GPU falls to the CPU where there is none. A plain
+    path to birder's weights becomes a `birder:` address, which Detectron2 can load.
 
     Args:
-        args: from `detectron2.engine.default_argument_parser()`.
+        args: from :func:`~rope_vit_det.engine.command_line.argument_parser`, or Detectron2's.
 
     Raises:
         InputError: a missing file, one that would run code, an unknown key, a value of the wrong
@@ -44,10 +50,10 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    if args.config_file:
-        if not os.path.isfile(args.config_file):
-            raise InputError(f"--config-file {args.config_file}: no such file")
-        _merge(args.config_file, partial(merge_from_yaml, cfg), args.config_file)
+    for name in config_files(args):
+        path = find_config_file(name)
+        add_project_config(cfg, path)
+        _merge(path, partial(merge_from_yaml, cfg), path)
     _merge("command line", cfg.merge_from_list, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -67,6 +73,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     Raises:
         InputError: names the key or file, and the remedy.
     """
+    check_input_config(cfg)
     check_solver_config(cfg)
     if not (resume and _resumed_file(cfg)):
         try:
@@ -99,7 +106,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     # None keeps Detectron2 from a log file for each process.
     visible = cfg if comm.is_main_process() else _without_output(cfg)
     setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
-    default_setup(visible, args)
+    log_config_files(args)
+    default_setup(visible, without_config_files(args))
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
     return cfg

@@ -1,0 +1,73 @@
+"""The command line of the training tools: Detectron2's, with --config-file as often as wanted."""
+
+import argparse
+import difflib
+import logging
+import os
+from pathlib import Path
+
+import detectron2
+from detectron2.engine import default_argument_parser
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
+ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
+
+
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's `default_argument_parser`; `args.config_file` is a list, in the order given."""
+    detectron2s = default_argument_parser(epilog)
+    parser = argparse.ArgumentParser(
+        parents=[detectron2s],
+        conflict_handler="resolve",  # ours takes the place of the option of that name
+        epilog=detectron2s.epilog,
+        formatter_class=detectron2s.formatter_class,
+    )
+    parser.add_argument(
+        "--config-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="path of a config file, or its name in Detectron2's model zoo; may be repeated: "
+        "files merge in the order given",
+    )
+    return parser
+
+
+def config_files(args: argparse.Namespace) -> list[str]:
+    """What --config-file named, whether `args` are of :func:`argument_parser` or Detectron2's."""
+    given = args.config_file
+    return [given] if isinstance(given, str) and given else list(given)
+
+
+def log_config_files(args: argparse.Namespace) -> None:
+    """Writes the files into the log, as Detectron2's `default_setup` does with one."""
+    for name in config_files(args):
+        path = find_config_file(name)
+        logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
+
+
+def without_config_files(args: argparse.Namespace) -> argparse.Namespace:
+    """The same for `default_setup`, which knows only one file."""
+    return argparse.Namespace(**vars(args) | {"config_file": ""})
+
+
+def find_config_file(name: str) -> str:
+    """The path of a config file: as given, or else by its name in Detectron2's model zoo.
+
+    Raises:
+        InputError: there is neither; names close matches of the zoo.
+    """
+    if os.path.isfile(name):
+        return name
+    if name and (ZOO / name).is_file():
+        return str(ZOO / name)
+    known = [path.relative_to(ZOO).as_posix() for path in ZOO.rglob("*.yaml")]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(
+        f"--config-file {name}: no such file, neither here nor in Detectron2's model zoo{hint}"
+    )

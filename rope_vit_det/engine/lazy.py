@@ -1,0 +1,192 @@
+"""Training and evaluation under Detectron2's LazyConfigs, on any device.
+
+A LazyConfig is Python and runs when it is loaded: load only files that you trust.
+"""
+
+import argparse
+import copy
+import os
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch import nn
+
+from ..config import AMP_DTYPES
+from ..errors import InputError
+from .checkpoint import DetectorCheckpointer, check_weights_path
+from .command_line import config_files, find_config_file, log_config_files, without_config_files
+from .distributed import launch, wrap_model
+from .train_step import TrainStep
+
+_PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
+
+
+def run_lazy(args: argparse.Namespace) -> None:
+    """Trains or evaluates as a command line says, in as many processes as it says.
+
+    Args:
+        args: of :func:`~rope_vit_det.engine.command_line.argument_parser`.
+
+    Raises:
+        InputError: for a wrong config or weights.
+    """
+    cfg = load_lazy_config(args)
+    check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    launch(_run_in_process, args, device=cfg.train.device)
+
+
+def load_lazy_config(args: argparse.Namespace) -> DictConfig:
+    """The LazyConfig of a command line with `--config-file` and trailing `key=value`.
+
+    A config for a GPU falls to the CPU where there is none.
+
+    Args:
+        args: from :func:`~rope_vit_det.engine.command_line.argument_parser`.
+
+    Raises:
+        InputError: no file or more than one, an override that does not parse, a part that lacks.
+    """
+    files = config_files(args)
+    if len(files) != 1 or not files[0].endswith(".py"):
+        raise InputError(
+            "--config-file takes one LazyConfig (.py) here; tools/train_net.py takes yaml files"
+        )
+    path = find_config_file(files[0])
+    cfg = LazyConfig.load(path)
+    missing = [part for part in _PARTS if part not in cfg]
+    if missing:
+        raise InputError(
+            f"{path} has no {', '.join(missing)}; a LazyConfig defines all of {_PARTS}"
+        )
+    try:
+        cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    except Exception as error:  # hydra's and OmegaConf's, which share no class
+        raise InputError(f"command line: {str(error).splitlines()[0]}") from None
+    if not torch.cuda.is_available():
+        cfg.train.device = "cpu"
+    return cfg
+
+
+def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks what would otherwise end a run later.
+
+    Args:
+        resume: a checkpoint in train.output_dir takes the place of train.init_checkpoint.
+
+    Raises:
+        InputError: names the key and the remedy.
+    """
+    dtype = cfg.train.amp.get("dtype", "bfloat16")
+    if dtype not in AMP_DTYPES:
+        raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
+    if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
+        raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
+    if not (resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))):
+        weights = cfg.train.init_checkpoint
+        try:
+            check_weights_path(weights)
+        except InputError as error:
+            raise InputError(f"train.init_checkpoint {weights}: {error}") from None
+        if eval_only and not weights:
+            raise InputError("--eval-only needs train.init_checkpoint, or --resume")
+
+
+def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
+    """Model, optimizer and data of a config, with hooks, and weights loaded.
+
+    The hooks are those of Detectron2's `tools/lazyconfig_train_net.py`.
+
+    Args:
+        resume: continue from the last checkpoint in train.output_dir, if there is one.
+
+    Returns:
+        A trainer whose `train(trainer.start_iter, cfg.train.max_iter)` trains.
+    """
+    model = instantiate(cfg.model).to(cfg.train.device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    model = wrap_model(model, **cfg.train.ddp)
+    trainer = TrainStep(
+        model,
+        instantiate(cfg.dataloader.train),
+        optimizer,
+        seed=_shared_seed(cfg),
+        precision=_precision(cfg),
+    )
+    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    on_main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if on_main else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            )
+            if on_main
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    resumed = resume and checkpointer.has_checkpoint()
+    trainer.start_iter = trainer.iter + 1 if resumed else 0
+    return trainer
+
+
+def train(cfg: DictConfig, *, resume: bool = False) -> None:
+    """Trains, evaluates on the way and at the end.
+
+    Args:
+        resume: see :func:`build_trainer`.
+    """
+    trainer = build_trainer(cfg, resume=resume)
+    trainer.train(trainer.start_iter, cfg.train.max_iter)
+
+
+def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]":
+    """Evaluates train.init_checkpoint, or with `resume` the last checkpoint there is."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir)
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    return _test(cfg, model)
+
+
+def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def _run_in_process(args: argparse.Namespace) -> None:
+    # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
+    cfg = load_lazy_config(args)
+    visible = copy.deepcopy(cfg)
+    if not comm.is_main_process():
+        visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
+    setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
+    log_config_files(args)
+    default_setup(visible, without_config_files(args))
+    (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+
+
+def _precision(cfg: DictConfig) -> torch.dtype:
+    amp = cfg.train.amp
+    return getattr(torch, amp.get("dtype", "bfloat16")) if amp.enabled else torch.float32
+
+
+def _shared_seed(cfg: DictConfig) -> int:
+    """`train.seed`, or one drawn for all processes together."""
+    seed = cfg.train.get("seed", -1)
+    return seed if seed >= 0 else comm.shared_random_seed()

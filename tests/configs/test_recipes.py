@@ -1,0 +1,89 @@
+"""Every recipe builds, and takes a step on the stand-in dataset at reduced size."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.engine import DefaultTrainer
+from detectron2.utils.events import EventStorage
+from stand_in import cut_down, cut_down_lazy
+
+from rope_vit_det.config import check_input_config, check_solver_config
+from rope_vit_det.engine import Trainer, lazy
+from rope_vit_det.engine.setup import load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PARTS = ("backbones", "heads", "common")
+
+
+def recipes(suffix):
+    found = (path.relative_to(CONFIGS) for path in CONFIGS.glob(f"*/*{suffix}"))
+    return sorted(path.as_posix() for path in found if path.parts[0] not in PARTS)
+
+
+def load(name):
+    return load_config(Namespace(config_file=[str(CONFIGS / name)], opts=[], num_gpus=1))
+
+
+def losses_of_a_step(trainer):
+    trainer.iter = 0
+    with EventStorage() as trainer.storage:
+        trainer.run_step()
+        latest = trainer.storage.latest()
+    losses = {key: value[0] for key, value in latest.items() if "loss" in key}
+    assert all(torch.tensor(value).isfinite() for value in losses.values())
+    return losses
+
+
+@pytest.mark.parametrize("name", recipes(".yaml"))
+def test_a_yaml_recipe_takes_a_step(stand_in, tmp_path, name):
+    cfg = load(name)
+    check_input_config(cfg)
+    check_solver_config(cfg)
+    cfg = cut_down(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    assert losses_of_a_step(Trainer(cfg))
+
+
+@pytest.mark.parametrize("name", ["COCO-Detection/fcos_rope_vit_reg4_b14_1x.py"])
+def test_a_lazy_recipe_takes_a_step(stand_in, tmp_path, name):
+    # Those beside a yaml are compared with it: test_lazy_against_yaml.py
+    cfg = cut_down_lazy(LazyConfig.load(str(CONFIGS / name)))
+    cfg.train.output_dir = str(tmp_path)
+    assert "loss_fcos_ctr" in losses_of_a_step(lazy.build_trainer(cfg))
+
+
+@pytest.mark.parametrize("name", recipes(".yaml") + recipes(".py"))
+def test_a_recipe_states_its_source(name):
+    lines = (CONFIGS / name).read_text().splitlines()
+    comment = " ".join(line for line in lines[:8] if line.startswith("#"))
+    assert "arXiv" in comment or "model zoo" in comment
+
+
+@pytest.mark.parametrize("name", recipes(".yaml"))
+def test_batch_and_rate_follow_the_number_of_gpus(name):
+    cfg = load(name)
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 1)
+    workers = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    assert workers > 0
+    assert scaled.SOLVER.IMS_PER_BATCH == cfg.SOLVER.IMS_PER_BATCH // workers == 2
+    assert pytest.approx(cfg.SOLVER.BASE_LR / workers) == scaled.SOLVER.BASE_LR
+    assert cfg.SOLVER.MAX_ITER * workers == scaled.SOLVER.MAX_ITER
+
+
+def test_frozen_and_shallow_variants_keep_the_pretraining_grid():
+    for name, frozen in (("frozen", -1), ("shallow", 8)):
+        cfg = load(f"COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_{name}_1x.yaml")
+        assert frozen == cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS
+        assert cfg.MODEL.ROPE_VIT.PT_GRID_SIZE == [16, 16]
+
+
+def test_lvis_samples_rare_classes_more_often(stand_in):
+    cfg = cut_down(load("LVISv1-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.yaml"))
+    parts = build_detection_train_loader.from_config(cfg)
+    assert isinstance(parts["sampler"], RepeatFactorTrainingSampler)
+    assert Trainer.build_model(cfg).roi_heads.box_predictor.use_fed_loss

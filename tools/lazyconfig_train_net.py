@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Trains or evaluates under a LazyConfig, with Detectron2's command line.
+
+A LazyConfig is Python and runs when it is loaded: give only files that you trust.
+"""
+
+from rope_vit_det.engine.command_line import argument_parser
+from rope_vit_det.engine.lazy import run_lazy
+from rope_vit_det.errors import input_errors_as_one_line
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    with input_errors_as_one_line():
+        run_lazy(args)
