@@ -73,7 +73,7 @@ def test_without_weights_and_with_a_detectors():
 def test_a_config_without_pyramid_is_refused_and_unchanged():
     cfg = _zoo("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
     before = cfg.dump()
-    with pytest.raises(InputError, match=r"MODEL.RPN.IN_FEATURES is \['res4'\].*FPN"):
+    with pytest.raises(InputError, match=r"MODEL.RPN.IN_FEATURES \['res4'\].*FPN"):
         use_rope_vit(cfg)
     assert cfg.dump() == before
 

@@ -73,7 +73,8 @@ EVERY_LOSS = """
 
     if __name__ == "__main__":
         args = default_argument_parser().parse_args()
-        launch(main, args, load_config(args))
+        cfg = load_config(args)
+        launch(main, args, cfg, device=cfg.MODEL.DEVICE)
 """
 
 
@@ -134,7 +135,8 @@ DYING = """
     if __name__ == "__main__":
         args = default_argument_parser().parse_args()
         with input_errors_as_one_line():
-            launch(main, args, load_config(args))
+            cfg = load_config(args)
+            launch(main, args, cfg, device=cfg.MODEL.DEVICE)
 """
 
 
