@@ -1,8 +1,10 @@
 """What ends a program with one clear line instead of a traceback, and the exit statuses."""
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class InputError(ValueError):
@@ -47,3 +49,9 @@ def input_errors_as_one_line() -> Iterator[None]:
         kind = "stopped" if isinstance(error, StoppedError) else "error"
         print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(error.status)
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name; "" where no known one is close."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
