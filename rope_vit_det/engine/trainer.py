@@ -13,9 +13,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
-from ..data.loader import MicroBatches, build_train_loader
+from ..data.loader import build_train_loader
 from ..evaluation.evaluators import build_evaluator
 from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
@@ -108,7 +109,7 @@ class Trainer(DefaultTrainer):
                 hook.after_train()
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> MicroBatches:
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         return build_train_loader(cfg)
 
     @classmethod
