@@ -88,7 +88,11 @@ def _differences(one, other, path=""):
         pairs = dict(enumerate(zip(one, other, strict=True)))
     else:
         # Of objects that are not there, AP is NaN.
-        return [] if np.array_equal(one, other, equal_nan=True) else [path]
+        if isinstance(one, torch.Tensor):
+            same = np.array_equal(one.numpy(), other.numpy(), equal_nan=True)
+        else:
+            same = repr(one) == repr(other)
+        return [] if same else [path]
     return [found for key, pair in pairs.items() for found in _differences(*pair, f"{path}/{key}")]
 
 
@@ -114,7 +118,8 @@ def test_a_run_cut_off_twice(cfg, tmp_path, change):
     assert _run(cfg, cut, killed_at=2) == 0
     assert _run(cfg, cut, resume=True, killed_at=3) == 2
     assert _run(cfg, cut, resume=True) == 4  # with the evaluation after iteration 3 once more
-    assert len(_metrics(whole)) == 4
+    iterations = [row["iteration"] for row in _metrics(whole)]
+    assert set(iterations) >= {1, 3, 4} and len(set(iterations)) == len(iterations)
     assert _differences(_metrics(cut), _metrics(whole)) == []
     for name in ("model_0000003.pth", "model_final.pth"):
         one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, cut))
