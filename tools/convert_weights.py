@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Converts weights: birder's .pt and .safetensors, Detectron2's .pth.
 
-  convert_weights.py rope_vit_reg4_b14_x.pt backbone.pth            for Detectron2
+  convert_weights.py rope_vit_reg4_b14_x.pt backbone.pth
   convert_weights.py rope_vit_reg4_b14_x.pt rope_vit_reg4_b14_x.safetensors
-  convert_weights.py output/model_final.pth rope_vit_reg4_b14_det.pt --head-from rope_vit_reg4_b14_x.pt
+  convert_weights.py model_final.pth rope_vit_reg4_b14_det.pt --head-from rope_vit_reg4_b14_x.pt
 
 A file that is there already stays, unless --force is given.
 """

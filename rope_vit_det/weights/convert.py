@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 
 def convert(
-    source: str,
+    source: str | os.PathLike,
     output: str | os.PathLike,
     *,
     network: str | None = None,
