@@ -4,13 +4,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 from tqdm import tqdm
 
+from ..data.image_file import read_rgb
 from ..errors import InputError
-from ..images import READERS, check_depth, describe_read_error
+from ..images import READERS
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -29,20 +27,6 @@ def find_video(inputs: Sequence[str]) -> str | None:
     if not os.path.isfile(videos[0]):
         raise InputError(f"{videos[0]}: no such file")
     return videos[0]
-
-
-def read_rgb(path: str) -> np.ndarray:
-    """An image file as RGB, (H, W, 3) uint8, turned as its EXIF data say: as in the training.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            check_depth(image)
-        return read_image(path, "RGB")
-    except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
-        raise InputError(f"{path}: {describe_read_error(path, error)}") from None
 
 
 def check_images(paths: Sequence[str]) -> list[tuple[int, int]]:

@@ -12,16 +12,15 @@ import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
-from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import ColorMode
 from tqdm import tqdm
 
+from ..data.image_file import read_rgb
 from ..errors import InputError
 from ..images import find_images, load_batches
 from ..visualization.predictions import draw_instances
 from ..visualization.sheets import write_picture
 from .coco_json import CocoPredictions
-from .inputs import check_images, find_video, read_rgb
+from .inputs import check_images, find_video
 from .predictor import Predictor
 from .slicing import SlicedPredictor, check_slicing
 from .video import Video, new_video
@@ -167,7 +166,6 @@ def _predict_video(
     coco: CocoPredictions | None,
     batch_size: int,
 ) -> None:
-    drawer = VideoVisualizer(predictor.metadata, ColorMode.SEGMENTATION)
     number = 0
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=video.num_frames or None, unit="frame", disable=None))
@@ -177,8 +175,8 @@ def _predict_video(
         for frames in video.batches(batch_size):
             for frame, found in zip(frames, work(frames, "BGR"), strict=True):
                 if output:
-                    drawn = drawer.draw_instance_predictions(frame[:, :, ::-1], found)
-                    file.write(cv2.cvtColor(drawn.get_image(), cv2.COLOR_RGB2BGR))
+                    picture = draw_instances(frame[:, :, ::-1], found, predictor.metadata)
+                    file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
                 if coco:
                     coco.add(number + 1, found, file_name=video.path, frame=number)
                 number += 1

@@ -12,11 +12,11 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Instances
 from PIL import Image
 
+from ..data.image_file import read_rgb
 from ..device import find_device
 from ..errors import InputError
 from ..visualization.colours import class_metadata
 from .detector import load_detector, read_detector_config
-from .inputs import read_rgb
 
 if TYPE_CHECKING:
     import supervision
@@ -34,6 +34,7 @@ class Predictor:
         model: Detectron2's, in evaluation mode.
         classes: names, and the ids of the dataset, of classes 0, 1, …
         metadata: Detectron2's, for drawing.
+        threshold: least score of a detection.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Predictor:
         self.cfg = cfg
         self.model, self.classes = load_detector(cfg, _path(categories))
         self.metadata = class_metadata(self.classes["names"])
-        self._threshold = threshold
+        self.threshold = threshold
         self._bf16 = bf16
         self._tta = GeneralizedRCNNWithTTA(cfg, self.model) if tta else None
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
@@ -136,7 +137,7 @@ class Predictor:
             image = image[:, :, ::-1]
         if self._tta:  # resizes by itself
             tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-            return {"image": tensor}
+            return {"image": tensor, "height": height, "width": width}
         image = self._resize.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32))
         return {"image": tensor, "height": height, "width": width}
@@ -153,7 +154,7 @@ class Predictor:
                 "time; give a smaller batch, or INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST"
             ) from None
         found = [output["instances"].to("cpu") for output in outputs]
-        return [each[each.scores >= self._threshold] for each in found]
+        return [each[each.scores >= self.threshold] for each in found]
 
 
 def _path(path: str | os.PathLike | None) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from ..errors import InputError
 from .predictor import Predictor
@@ -28,7 +28,8 @@ def check_slicing(side: int) -> None:
 class SlicedPredictor:
     """A predictor whose images go through it in slices and, once more, whole.
 
-    What several slices find is merged as SAHI does by default.
+    What several slices find is merged as SAHI does by default; of a network with masks, boxes are
+    those around the merged masks.
     """
 
     def __init__(self, predictor: Predictor, side: int) -> None:
@@ -58,14 +59,18 @@ class SlicedPredictor:
             verbose=0,
         ).object_prediction_list
         result = Instances(image.shape[:2])
-        boxes = [each.bbox.to_xyxy() for each in found]
-        result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         result.scores = torch.tensor([float(each.score.value) for each in found])
         result.pred_classes = torch.tensor([each.category.id for each in found], dtype=torch.int64)
         if self._predictor.cfg.MODEL.MASK_ON:
-            masks = [torch.from_numpy(np.asarray(each.mask.bool_mask)) for each in found]
-            empty = torch.zeros(0, *image.shape[:2], dtype=torch.bool)
-            result.pred_masks = torch.stack(masks) if masks else empty
+            masks = [np.asarray(each.mask.bool_mask) for each in found]
+            result.pred_masks = torch.from_numpy(
+                np.array(masks, bool).reshape(-1, *image.shape[:2])
+            )
+            # SAHI's own boxes end on the centres of a mask's last pixels.
+            result.pred_boxes = BitMasks(result.pred_masks).get_bounding_boxes()
+        else:
+            boxes = [each.bbox.to_xyxy() for each in found]
+            result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         return result
 
 
@@ -84,7 +89,7 @@ def _sahi_model(predictor: Predictor) -> Any:
             }
             self.category_names = list(predictor.classes["names"])
 
-    return Model(confidence_threshold=0.0, device=str(predictor.device))
+    return Model(confidence_threshold=predictor.threshold, device=str(predictor.device))
 
 
 class _Detectron2Like:

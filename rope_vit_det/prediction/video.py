@@ -29,17 +29,15 @@ class Video:
     def __init__(self, path: str) -> None:
         """
         Raises:
-            InputError: it is no video, or has no frame.
+            InputError: OpenCV reads no frame from it.
         """
         self.path = path
         capture = cv2.VideoCapture(path)
-        opened, (read, _) = capture.isOpened(), capture.read()
+        read, _ = capture.read()
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         capture.release()
-        if not opened:
-            raise InputError(f"{path} is not a video that OpenCV can read")
         if not read:
-            raise InputError(f"{path} is a video without frames")
+            raise InputError(f"{path} is no video, or one without a frame that OpenCV can read")
         self.frame_rate = rate if 0 < rate < 1000 else _FRAME_RATE
         self.num_frames = max(int(count), 0)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..weights.files import new_file
 
@@ -47,6 +47,26 @@ def make_sheet(
 def fit_scale(image: np.ndarray, panel: tuple[int, int]) -> float:
     """The factor by which an image just fits into a panel of (width, height)."""
     return min(panel[0] / image.shape[1], panel[1] / image.shape[0])
+
+
+def caption_below(
+    picture: np.ndarray, text: str, counts: Sequence[tuple[str, tuple[int, int, int]]]
+) -> np.ndarray:
+    """The picture with a white strip below it, on which stand coloured words and a text.
+
+    Args:
+        counts: words and their RGB colours, which come first.
+    """
+    height, width = picture.shape[:2]
+    size = max(16, width // 40)
+    canvas = Image.new("RGB", (width, height + 2 * size), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    x, y = size // 2, height + size // 3
+    for word, colour in (*counts, (text, (0, 0, 0))):
+        draw.text((x, y), word, fill=colour, font=font)
+        x += int(draw.textlength(word, font=font)) + size
+    return np.array(canvas)
 
 
 def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
