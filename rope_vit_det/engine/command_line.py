@@ -18,7 +18,10 @@ ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's `default_argument_parser`; `args.config_file` is a list, in the order given."""
+    """Detectron2's `default_argument_parser`, and --overwrite.
+
+    `args.config_file` is a list, in the order given.
+    """
     detectron2s = default_argument_parser(epilog)
     parser = argparse.ArgumentParser(
         parents=[detectron2s],
@@ -33,6 +36,11 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         metavar="FILE",
         help="path of a config file, or its name in Detectron2's model zoo; may be repeated: "
         "files merge in the order given",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train in an output folder that holds an earlier training, which is moved aside",
     )
     return parser
 

@@ -5,6 +5,7 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 
 import argparse
 import copy
+import logging
 import os
 from collections import OrderedDict
 from typing import Any
@@ -23,7 +24,11 @@ from ..errors import InputError
 from .checkpoint import DetectorCheckpointer, check_weights_path
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .output import check_output, clear_output, describe_output
+from .record import record_run
 from .train_step import TrainStep
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
 
@@ -38,7 +43,9 @@ def run_lazy(args: argparse.Namespace) -> None:
         InputError: for a wrong config or weights.
     """
     cfg = load_lazy_config(args)
+    check_output(cfg.train.output_dir, args)
     check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    clear_output(cfg.train.output_dir, args)
     launch(_run_in_process, args, device=cfg.train.device)
 
 
@@ -172,13 +179,18 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace) -> None:
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
+    cfg.train.seed = _shared_seed(cfg)
     visible = copy.deepcopy(cfg)
     if not comm.is_main_process():
         visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
     setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.train.output_dir, cfg.train.seed)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(describe_output(cfg.train.output_dir))
 
 
 def _precision(cfg: DictConfig) -> torch.dtype:

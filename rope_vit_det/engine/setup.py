@@ -29,6 +29,7 @@ from .command_line import (
 )
 from .own_data import add_own_data
 from .projects import add_project_config
+from .record import record_run
 from .trainer import with_seed
 from .yaml_config import merge_from_yaml
 
@@ -108,6 +109,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.OUTPUT_DIR, cfg.SEED)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
     return cfg
