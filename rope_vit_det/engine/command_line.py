@@ -29,6 +29,17 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         epilog=detectron2s.epilog,
         formatter_class=detectron2s.formatter_class,
     )
+    add_config_option(parser)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train in an output folder that holds an earlier training, which is moved aside",
+    )
+    return parser
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --config-file; `args.config_file` is a list, in the order given."""
     parser.add_argument(
         "--config-file",
         action="append",
@@ -37,12 +48,15 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         help="path of a config file, or its name in Detectron2's model zoo; may be repeated: "
         "files merge in the order given",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="train in an output folder that holds an earlier training, which is moved aside",
-    )
-    return parser
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """The (height, width) of a command line: "1024", a square, or "800x1333"."""
+    height, _, width = text.partition("x")
+    size = (int(height), int(width or height))
+    if min(size) < 1:
+        raise ValueError(f"{text}: a side of no pixels")
+    return size
 
 
 def config_files(args: argparse.Namespace) -> list[str]:
