@@ -89,6 +89,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
     # The metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none is.
     cfg.SOLVER.BEST_METRIC = ""
+    # Newest periodic checkpoints that are kept; 0: all. model_final.pth and model_best.pth stay.
+    # With 1, there is none before a checkpoint that the disk damages later.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
     # Evaluations in a row without a better BEST_METRIC that end the training; 0: none do.
     cfg.SOLVER.EARLY_STOPPING = 0
 
@@ -199,7 +202,7 @@ def check_solver_config(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; allowed: {', '.join(AMP_DTYPES)}"
         )
-    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0)):
+    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
         if cfg.SOLVER[key] < least:
             raise InputError(f"SOLVER.{key} is {cfg.SOLVER[key]}; allowed: {least} or more")
     if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
