@@ -183,7 +183,7 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
     )
     check(
         "FREEZE_BLOCKS",
-        is_whole_number(net.FREEZE_BLOCKS, -1) and net.FREEZE_BLOCKS <= depth,
+        is_whole_number(net.FREEZE_BLOCKS, -1) and depth >= net.FREEZE_BLOCKS,
         f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
     )
 
