@@ -1,7 +1,6 @@
 """The command line of the training tools: Detectron2's, with --config-file as often as wanted."""
 
 import argparse
-import difflib
 import logging
 import os
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import detectron2
 from detectron2.engine import default_argument_parser
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +87,7 @@ def find_config_file(name: str) -> str:
     if name and (ZOO / name).is_file():
         return str(ZOO / name)
     known = [path.relative_to(ZOO).as_posix() for path in ZOO.rglob("*.yaml")]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise InputError(
-        f"--config-file {name}: no such file, neither here nor in Detectron2's model zoo{hint}"
+        f"--config-file {name}: no such file, neither here nor in Detectron2's model zoo"
+        + did_you_mean(name, known)
     )

@@ -6,7 +6,6 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
-import os
 from collections import OrderedDict
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 from ..config import AMP_DTYPES
 from ..errors import InputError
 from .checkpoint import DetectorCheckpointer, check_weights_path
+from .checkpoint_files import resumable_checkpoint
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
 from .output import check_output, clear_output, describe_output
@@ -95,7 +95,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
     if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
         raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))):
+    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
         weights = cfg.train.init_checkpoint
         try:
             check_weights_path(weights)
@@ -127,13 +127,16 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
         seed=_shared_seed(cfg),
         precision=_precision(cfg),
     )
-    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    saving = cfg.train.checkpointer
+    checkpointer = DetectorCheckpointer(
+        model, cfg.train.output_dir, keep=saving.get("max_to_keep", 0), trainer=trainer
+    )
     on_main = comm.is_main_process()
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if on_main else None,
+            hooks.PeriodicCheckpointer(checkpointer, saving.period) if on_main else None,
             hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)),
             hooks.PeriodicWriter(
                 default_writers(cfg.train.output_dir, cfg.train.max_iter),
