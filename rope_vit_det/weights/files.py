@@ -137,6 +137,7 @@ def new_file(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
             os.fsync(file.fileno())
         check_new_file(path, force=force or _equal(temporary, path))
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
@@ -153,6 +154,15 @@ def check_new_file(path: str | os.PathLike, *, force: bool = False) -> None:
         raise InputError(f"{path} is a folder")
     if os.path.exists(path) and not force:
         raise InputError(f"{path} is there already; give another name, or --force to replace it")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Puts the names of the files onto the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_weights_file(path: str | os.PathLike) -> bool:

@@ -169,7 +169,7 @@ def test_patches_resampled_for_good(birder_file, tmp_path, network, size, become
     written = tmp_path / f"{becomes}_p16.pt"
     convert(path, written, patch_size=16)
     loaded, told = _birders(written, becomes)
-    assert told.custom_config == config
+    assert told.custom_config == {"num_layers": 2, **config}
     assert tuple(told.signature["inputs"][0]["data_shape"][2:]) == (
         size[0] // 14 * 16,
         size[1] // 14 * 16,
