@@ -102,7 +102,7 @@ def rotary_cases(draw):
 
 @given(rotary_cases())
 def test_rotation_equals_cell_by_cell(case):
-    """Angles with Python floats, the rotation as one of complex numbers."""
+    """Angles and rotation with Python floats."""
     dim, grid = case["head_dim"], case["grid"]
     rope = RotaryEmbedding2D(
         dim,
@@ -133,7 +133,7 @@ def test_rotation_equals_cell_by_cell(case):
     )
     span = case["window"] or grid
     scaled = case["pt_grid_size"] or span
-    expected = x.double()
+    expected = x.double().clone()
     for token, cell in enumerate(cells, start=case["special"]):
         position = [
             (cell[axis] % span[axis] + case["offset"]) / span[axis] * scaled[axis]
@@ -231,7 +231,7 @@ def test_the_stem_sees_patch_by_patch(grid, old, stride, batch, bias, seed):
     patch = image[:, :, y * stride : (y + 1) * stride, x * stride : (x + 1) * stride]
     token = torch.einsum("bcij,ocij->bo", patch, kernel)
     if bias:
-        token = token + stem.bias
+        token = token + stem.bias.detach()
     assert torch.allclose(found[..., y, x], token, atol=1e-4 * float(token.abs().max() + 1e-3))
 
 

@@ -15,7 +15,7 @@ from rope_vit_det.weights.convert import convert, resample_patches
 from rope_vit_det.weights.info import architecture_from_config
 
 NETWORK = "rope_vit_reg1_t16"
-FRACTIONS = st.floats(0.01, 1, width=32)
+FRACTIONS = st.floats(0.01, 1)
 NAMES = st.text(min_size=1, max_size=12).filter(lambda s: s.isprintable())
 
 
