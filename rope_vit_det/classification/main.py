@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..images import find_images
 from ..models.variants import VARIANTS
 from ..weights import load_model
 from ..weights.info import architecture_from_config
-from .images import find_images
 from .output import check_output, write_classes, write_embeddings
 from .predict import classify, embed
 
@@ -31,7 +31,7 @@ def run(
 
     Args:
         weights: see :func:`rope_vit_det.load_model`.
-        inputs: see :func:`~rope_vit_det.classification.find_images`.
+        inputs: see :func:`~rope_vit_det.images.find_images`.
         output: a .csv or .npz file; None: CSV to stdout.
         size: a side, or (H, W), that images are resized to; None: that of the training.
         model_config: JSON with birder's keys, over the architecture and the file's own `config`.

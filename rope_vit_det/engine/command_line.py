@@ -1,7 +1,6 @@
 """The command line of the training tools: Detectron2's, with --config-file as often as wanted."""
 
 import argparse
-import difflib
 import logging
 import os
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import detectron2
 from detectron2.engine import default_argument_parser
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +17,10 @@ ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's `default_argument_parser`; `args.config_file` is a list, in the order given."""
+    """Detectron2's `default_argument_parser`, and --overwrite.
+
+    `args.config_file` is a list, in the order given.
+    """
     detectron2s = default_argument_parser(epilog)
     parser = argparse.ArgumentParser(
         parents=[detectron2s],
@@ -26,6 +28,17 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         epilog=detectron2s.epilog,
         formatter_class=detectron2s.formatter_class,
     )
+    add_config_option(parser)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train in an output folder that holds an earlier training, which is moved aside",
+    )
+    return parser
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --config-file; `args.config_file` is a list, in the order given."""
     parser.add_argument(
         "--config-file",
         action="append",
@@ -34,7 +47,15 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         help="path of a config file, or its name in Detectron2's model zoo; may be repeated: "
         "files merge in the order given",
     )
-    return parser
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """The (height, width) of a command line: "1024", a square, or "800x1333"."""
+    height, _, width = text.partition("x")
+    size = (int(height), int(width or height))
+    if min(size) < 1:
+        raise ValueError(f"{text}: a side of no pixels")
+    return size
 
 
 def config_files(args: argparse.Namespace) -> list[str]:
@@ -66,8 +87,7 @@ def find_config_file(name: str) -> str:
     if name and (ZOO / name).is_file():
         return str(ZOO / name)
     known = [path.relative_to(ZOO).as_posix() for path in ZOO.rglob("*.yaml")]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise InputError(
-        f"--config-file {name}: no such file, neither here nor in Detectron2's model zoo{hint}"
+        f"--config-file {name}: no such file, neither here nor in Detectron2's model zoo"
+        + did_you_mean(name, known)
     )

@@ -130,10 +130,20 @@ def new_file(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
         if path.exists() and not force:
             raise there
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Puts the names of the files onto the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_weights_file(path: str | os.PathLike) -> bool:
