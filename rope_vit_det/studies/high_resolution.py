@@ -28,6 +28,7 @@ from ..errors import InputError
 SCALES = (1.0, 1.5, 2.0, 3.0)
 _TEST_SET = "rope_vit_det_demo_val"
 _BASE = "model_final.pth"
+_SIDE_MULTIPLE = 32  # of the pyramid
 # Of SOLVER.BASE_LR: fine-tuning starts from weights that are worth keeping.
 _FINE_TUNING_RATE = 0.4
 
@@ -108,6 +109,7 @@ def run_study(
         InputError: a wrong config, or an output folder with results of another one.
     """
     cfg = load_config(Namespace(config_file=config_file, opts=[*opts, "DATASETS.TEST", "()"]))
+    _check(options, cfg)
     generate_demo_dataset(demo_dataset_root())
     check_config(cfg)
     _claim(options, cfg)
@@ -189,6 +191,19 @@ def _evaluate(cfg: CfgNode) -> dict[str, float]:
     DetectorCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)["bbox"]
     return {key: results[key] for key in ("AP", "AP50")}
+
+
+def _check(options: StudyOptions, cfg: CfgNode) -> None:
+    for key in ("seeds", "fine_tuning_iterations"):
+        if getattr(options, key) < 1:
+            raise InputError(f"{key}: {getattr(options, key)}; at least 1 is needed")
+    for scale in options.scales:
+        side = cfg.INPUT.LSJ.IMAGE_SIZE * scale
+        if side <= 0 or side % _SIDE_MULTIPLE:
+            raise InputError(
+                f"scales: {scale:g} makes images of {side:g} px; the side must be a multiple of "
+                f"{_SIDE_MULTIPLE} px"
+            )
 
 
 def _claim(options: StudyOptions, cfg: CfgNode) -> None:
