@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import venv
@@ -33,12 +34,24 @@ def test_every_tool_has_a_command(commands):
         assert "\ndef main() -> None:\n" in (ROOT / "tools" / f"{tool}.py").read_text("utf-8")
 
 
+def without_sources():
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
+def pip(*arguments):
+    command = [sys.executable, "-m", "pip", "-q", *arguments]
+    subprocess.run(command, check=True, timeout=300, env=without_sources())
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = ("wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
-    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=300)
-    (path,) = folder.glob("*.whl")
+    source = tmp_path_factory.mktemp("source")  # building writes into it
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("rope_vit_det", "configs", "tools"):
+        shutil.copytree(ROOT / name, source / name)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", source / "dist", source)
+    (path,) = (source / "dist").glob("*.whl")
     return path
 
 
@@ -61,20 +74,18 @@ def installed(wheel, tmp_path_factory):
     """An environment with the wheel, which borrows all it needs from this one."""
     root = tmp_path_factory.mktemp("environment")
     venv.create(root, with_pip=False, symlinks=True)
+    pip("--python", root / "bin" / "python", "install", "--no-deps", wheel)
     (site,) = root.glob("lib/python*/site-packages")
     borrowed = next(path for path in sys.path if path.endswith("site-packages"))
     (site / "borrowed.pth").write_text(borrowed + "\n")
-    command = ("install", "-q", "--no-deps", "--prefix", root, "--ignore-installed", wheel)
-    subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=300)
 
     def run(name, *arguments):
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         return subprocess.run(
             [root / "bin" / name, *arguments],
             capture_output=True,
             text=True,
             cwd=root,
-            env=environment,
+            env=without_sources(),
             timeout=300,
         )
 
