@@ -14,10 +14,12 @@ except ModuleNotFoundError:
 from .backbone import RoPEViTBackbone, RoPEViTPyramid, create_backbone
 from .config import add_rope_vit_config
 from .models import RoPEViT, create_model
+from .prediction import Predictor
 from .use import use_rope_vit
 from .weights import load_model, path_handler  # noqa: F401 (registers itself)
 
 __all__ = [
+    "Predictor",
     "RoPEViT",
     "RoPEViTBackbone",
     "RoPEViTPyramid",

@@ -12,7 +12,8 @@ from detectron2.engine import DefaultPredictor
 from tabulate import tabulate
 
 from ..data.demo import demo_dataset_root, generate_demo_dataset
-from ..evaluation.plots import draw_predictions, plot_curves
+from ..evaluation.plots import plot_curves
+from ..visualization.predictions import draw_predictions
 from .main import train
 from .output import describe_output, move_aside
 from .setup import check_config, load_config, setup
@@ -68,7 +69,7 @@ def _draw_held_out_images(cfg: CfgNode, weights: Path, out: Path) -> None:
     predictions = [
         predictor(cv2.imread(image["file_name"]))["instances"].to("cpu") for image in images
     ]
-    draw_predictions(images, predictions, MetadataCatalog.get(name), out)
+    draw_predictions(images, predictions, MetadataCatalog.get(name).thing_classes, out)
 
 
 def _ap_table(results: Mapping[str, Mapping[str, float]]) -> str:

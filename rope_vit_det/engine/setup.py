@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -49,18 +49,27 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         InputError: a missing file, one that would run code, an unknown key, a value of the wrong
             type.
     """
+    cfg = merge_config([find_config_file(name) for name in config_files(args)], args.opts)
+    add_own_data(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
+    """A config of yaml files, in this order, and KEY VALUE pairs; no data is looked at.
+
+    Raises:
+        InputError: as :func:`load_config` does.
+    """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    for name in config_files(args):
-        path = find_config_file(name)
+    for path in paths:
         add_project_config(cfg, path)
         _merge(path, partial(merge_from_yaml, cfg), path)
-    _merge("command line", cfg.merge_from_list, args.opts)
+    _merge("command line", cfg.merge_from_list, list(opts))
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
-    add_own_data(cfg, args)
-    cfg.freeze()
     return cfg
 
 
