@@ -65,6 +65,10 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # False: neither.
     net.CHECK_WEIGHTS = True
 
+    # Images that cannot be read end a run before it starts. True: they are skipped, counted in the
+    # log and listed in OUTPUT_DIR/skipped_images.txt; for that, every image is decoded first.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
+
     cfg.INPUT.LSJ = lsj = CfgNode()
     # Large-scale jitter instead of INPUT.MIN_SIZE_TRAIN: training images are scaled at random, then
     # cropped or padded to a square (arXiv 2012.07177; ViTDet, arXiv 2203.16527).
