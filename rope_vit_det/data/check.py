@@ -177,7 +177,7 @@ def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:
 
 def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
     """Writes and prints what was found, and raises where that stops a run."""
-    if cfg.DATALOADER.SKIP_UNREADABLE:
+    if cfg.DATALOADER.SKIP_UNREADABLE:  # see data/readable.py
         inspection = inspection.with_skipped_images()
     if inspection.faults:
         faults_file.parent.mkdir(parents=True, exist_ok=True)
