@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..errors import InputError
-from .coco_json import read_coco_json
+from .classes import num_classes
+from .coco_file import read_coco
 from .demo import is_demo_dataset
 from .faults import Inspection
 from .inspection import inspect_coco, inspect_files
@@ -119,8 +120,7 @@ def _check_coco(
     cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
 ) -> list[str]:
     path = metadata.json_file
-    needed = ("images", "categories") + (() if is_test else ("annotations",))
-    coco = read_coco_json(path, needed)
+    coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
     masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
     inspection = inspect_coco(
         coco,
@@ -131,7 +131,7 @@ def _check_coco(
         is_test=is_test,
     )
     _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
-    wanted = _num_classes(cfg)
+    wanted = num_classes(cfg)
     if wanted is not None and wanted[1] != len(coco["categories"]):
         raise InputError(
             f"{path} has {len(coco['categories'])} categories, {wanted[0]} is {wanted[1]}; "
@@ -193,12 +193,3 @@ def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_al
         )
     if inspection.faults or print_all:
         print(inspection.describe(), flush=True)
-
-
-def _num_classes(cfg: CfgNode) -> tuple[str, int] | None:
-    """The key and value by which the model knows how many categories there are, if it does."""
-    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
-        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from .faults import UNUSED, Fault, Inspection
-from .images import for_each_file, image_size
+from .image_file import for_each_file, image_size
 from .json_numbers import is_id, is_number, is_positive
 from .mask_faults import inspect_mask
 

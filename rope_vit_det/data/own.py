@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
-from .coco_json import read_coco_json
+from .coco_file import read_coco
 
 TRAIN, VAL = "own_train", "own_val"
 # Of what COCO's instance annotations do not hold.
@@ -75,7 +75,7 @@ def use_own_data(cfg: CfgNode) -> None:
 
 
 def _count_categories(json_file: str) -> int:
-    categories = read_coco_json(json_file, ("categories",))["categories"]
+    categories = read_coco(json_file, needed=("categories",))["categories"]
     if not categories:
         raise InputError(f"{json_file} has no categories: its list 'categories' is empty")
     return len(categories)
