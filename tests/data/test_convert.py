@@ -104,8 +104,8 @@ def test_yolo_polygons_become_masks(data, tmp_path):
     (images, sizes, _) = data[0]["train"]
     name, (width, height) = next(iter(sizes.items()))
     square = [10, 10, 40, 10, 40, 40, 10, 40]
-    joined = [50, 10, 60, 10, 60, 20, 80, 20, 80, 10, 90, 10, 90, 40, 80, 40, 80, 20, 60, 20, 60, 40,
-              50, 40]  # fmt: skip
+    left, right = [50, 40, 50, 10, 60, 10, 60, 20], [80, 20, 80, 10, 90, 10, 90, 40, 80, 40, 80, 20]
+    joined = [*left, *right, 60, 20, 60, 40]
     (tmp_path / "labels").mkdir()
     sides = (width, height) * 20
     lines = [
@@ -128,12 +128,12 @@ def test_yolo_polygons_become_masks(data, tmp_path):
 def test_pascal_voc(data, tmp_path):
     splits, _ = data
     options, classes = [], set()
-    for split, (images, sizes, boxes) in splits.items():
+    for split, (images, _, boxes) in splits.items():
         folder = tmp_path / split
         folder.mkdir()
         for name, found in boxes.items():
-            if split == "val":  # lacks a class that the other one has
-                found[:] = [box for box in found if box[0] != "ring"]
+            if split == "val":  # lacks a class that the other has
+                found[:] = [box for box in found if box[0] != "star"]
             root = ElementTree.Element("annotation")
             for label, x, y, w, h in found[::-1]:
                 classes.add(label)
@@ -149,7 +149,7 @@ def test_pascal_voc(data, tmp_path):
     run(tmp_path, "convert_to_coco.py", *options)
     for split, (_, sizes, boxes) in splits.items():
         found = read(tmp_path / f"{split}.json")
-        assert found[0] == sizes and sorted(found[2].values()) == sorted(classes)
+        assert found[0] == sizes
         assert list(found[2].values()) == sorted(classes)
         for name, wanted in boxes.items():
             rounded = sorted((n, *map(round, rest)) for n, *rest in wanted)
