@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@input_errors_as_one_line()
 def main() -> None:
     args = vars(parse_args())
     out, what = args.pop("out"), args.pop("what")
@@ -51,5 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with input_errors_as_one_line():
-        main()
+    main()

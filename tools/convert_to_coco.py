@@ -6,7 +6,8 @@ import argparse
 from rope_vit_det.data.convert import convert_to_coco
 from rope_vit_det.errors import input_errors_as_one_line
 
-if __name__ == "__main__":
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--split",
@@ -21,5 +22,13 @@ if __name__ == "__main__":
     parser.add_argument(
         "--names", metavar="YAML", help="YOLO's data.yaml; without it, the folders are Pascal VOC's"
     )
-    with input_errors_as_one_line():
-        print("\n".join(convert_to_coco(**vars(parser.parse_args()))))
+    return parser.parse_args()
+
+
+@input_errors_as_one_line()
+def main() -> None:
+    print("\n".join(convert_to_coco(**vars(parse_args()))))
+
+
+if __name__ == "__main__":
+    main()
