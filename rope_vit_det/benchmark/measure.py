@@ -99,11 +99,16 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         # What was freed but kept by the C library would not count as new.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
-        before = _status_kib("VmRSS")
+        before = resident_mib()
     except (OSError, AttributeError):
         return None
     call()
-    return (_status_kib("VmHWM") - before) / 2**10
+    return process_peak_mib() - before
+
+
+def resident_mib() -> float:
+    """Resident memory of this process, in MiB (Linux)."""
+    return _status_kib("VmRSS") / 2**10
 
 
 def process_peak_mib() -> float:
