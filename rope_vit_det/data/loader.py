@@ -16,7 +16,11 @@ from itertools import islice
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
@@ -24,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import Purpose, seed_all
 from .large_scale_jitter import build_train_mapper
+from .readable import ReadableMapper, readable_records
 from .workers import ignore_signals
 
 logger = logging.getLogger(__name__)
@@ -119,9 +124,10 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     Args:
         cfg: a full config, SEED set.
     """
-    # Samplers draw their seed from NumPy, and share that of rank 0.
-    seed_all(cfg.SEED, Purpose.ORDER)
-    parts = build_detection_train_loader.from_config(cfg, mapper=build_train_mapper(cfg))
+    parts = _train_parts(cfg)
+    if cfg.DATALOADER.SKIP_UNREADABLE:
+        records = readable_records(parts["dataset"], cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
+        parts = _train_parts(cfg, dataset=records)
     return build_seeded_loader(**parts, seed=cfg.SEED, accumulate=cfg.SOLVER.ACCUMULATE)
 
 
@@ -166,3 +172,23 @@ def build_seeded_loader(
         worker_init_fn=ignore_signals,
         **kwargs,
     )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Detectron2's loader of a dataset to evaluate on."""
+    parts = build_detection_test_loader.from_config(cfg, dataset_name)
+    records = parts["dataset"]
+    if cfg.DATALOADER.SKIP_UNREADABLE:
+        records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
+    loader = build_detection_test_loader(
+        records, mapper=ReadableMapper(parts["mapper"]), num_workers=parts["num_workers"]
+    )
+    loader.worker_init_fn = ignore_signals
+    return loader
+
+
+def _train_parts(cfg: CfgNode, dataset: list[dict] | None = None) -> dict[str, Any]:
+    # Samplers draw their seed from NumPy, and share that of rank 0.
+    seed_all(cfg.SEED, Purpose.ORDER)
+    mapper = ReadableMapper(build_train_mapper(cfg))
+    return build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=dataset)

@@ -34,6 +34,8 @@ from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
 from .history import EventHistory
+from .output import check_output, clear_output, describe_output
+from .record import record_run
 from .resumable import ResumableTrainer
 from .running_state import RunningState
 from .seed import settle_seed
@@ -54,7 +56,9 @@ def run_lazy(args: argparse.Namespace) -> None:
         InputError: for a wrong config or weights.
     """
     cfg = load_lazy_config(args)
+    check_output(cfg.train.output_dir, args)
     check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    clear_output(cfg.train.output_dir, args)
     launch(_run_in_process, args, device=cfg.train.device)
 
 
@@ -204,7 +208,11 @@ def _run_in_process(args: argparse.Namespace) -> None:
     setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.train.output_dir, cfg.train.seed)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(describe_output(cfg.train.output_dir))
 
 
 def _precision(cfg: DictConfig) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,6 +29,7 @@ from .command_line import (
 )
 from .own_data import add_own_data
 from .projects import add_project_config
+from .record import record_run
 from .seed import settle_seed
 from .trainer import with_seed
 from .yaml_config import merge_from_yaml
@@ -49,18 +50,27 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         InputError: a missing file, one that would run code, an unknown key, a value of the wrong
             type.
     """
+    cfg = merge_config([find_config_file(name) for name in config_files(args)], args.opts)
+    add_own_data(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
+    """A config of yaml files, in this order, and KEY VALUE pairs; no data is looked at.
+
+    Raises:
+        InputError: as :func:`load_config` does.
+    """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    for name in config_files(args):
-        path = find_config_file(name)
+    for path in paths:
         add_project_config(cfg, path)
         _merge(path, partial(merge_from_yaml, cfg), path)
-    _merge("command line", cfg.merge_from_list, args.opts)
+    _merge("command line", cfg.merge_from_list, list(opts))
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
-    add_own_data(cfg, args)
-    cfg.freeze()
     return cfg
 
 
@@ -114,6 +124,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.OUTPUT_DIR, cfg.SEED)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
     return cfg

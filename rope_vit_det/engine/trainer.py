@@ -17,8 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
-from ..data.loader import build_train_loader
-from ..data.workers import ignore_signals
+from ..data.loader import build_test_loader, build_train_loader
 from ..evaluation.evaluators import build_evaluator
 from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
@@ -126,9 +125,7 @@ class Trainer(ResumableTrainer, DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        loader = super().build_test_loader(cfg, dataset_name)
-        loader.worker_init_fn = ignore_signals
-        return loader
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
