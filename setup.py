@@ -57,5 +57,15 @@ setup(
     package_data={"rope_vit_det.weights": ["published_weights.json"]},
     python_requires=">=3.10",
     install_requires=requirements,
-    extras_require={"test": ["pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval"]},
+    extras_require={
+        "test": [
+            "pytest",
+            "birder==0.8.4",
+            "timm",
+            "ruff",
+            "faster-coco-eval",
+            "sahi",
+            "supervision",
+        ]
+    },
 )
