@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from rope_vit_det.engine.demo import run_demo
+from rope_vit_det.demo import run_demo
 from rope_vit_det.errors import input_errors_as_one_line
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"

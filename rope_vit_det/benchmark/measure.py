@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STATUS = Path("/proc/self/status")
+from ..process_memory import status_kib
+
 _CLEAR_PEAK = "5"  # Linux's proc(5): resets VmHWM, the peak of the resident memory
 
 
@@ -98,23 +99,11 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         # What was freed but kept by the C library would not count as new.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
-        before = _status_kib("VmRSS")
+        before = status_kib("VmRSS")
     except (OSError, AttributeError):
         return None
     call()
-    return (_status_kib("VmHWM") - before) / 2**10
-
-
-def process_peak_mib() -> float:
-    """Peak memory of this process so far, all that it holds included, in MiB (Linux)."""
-    return _status_kib("VmHWM") / 2**10
-
-
-def _status_kib(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise OSError(f"{_STATUS} has no {field}")
+    return (status_kib("VmHWM") - before) / 2**10
 
 
 def _autocast(device: torch.device, bf16: bool) -> torch.autocast | nullcontext:
