@@ -190,23 +190,14 @@ def _confusion_section(truth: COCO, counts: np.ndarray, what: str) -> str:
     pairs = [divmod(int(i), len(names)) for i in order if wrong.flat[i]]
     rows = [[f"{names[i]} as {names[j]}", str(wrong[i, j])] for i, j in pairs]
     side = min(7.5, max(4.2, 0.32 * min(len(names), MOST_CLASSES)))
-    parts = [
-        note(
-            f"{what.capitalize()} of score {_MIN_SCORE} or more, matched to objects of any class at IoU {_IOU}."
-            + (
-                f" The {MOST_CLASSES} classes with most mistakes of {len(names)}."
-                if len(names) > MOST_CLASSES
-                else ""
-            )
-        ),
-        grid(
-            [
-                figure(chart(confusion(counts, names), (side, side))),
-                table(["most confused", "times"], rows, first_is_whole=False) if rows else "",
-            ]
-        ),
-    ]
-    return section("Confusion between classes", *parts)
+    text = f"{what.capitalize()} of score {_MIN_SCORE} or more, matched to objects of any class at "
+    text += f"IoU {_IOU}."
+    if len(names) > MOST_CLASSES:
+        text += f" The {MOST_CLASSES} classes with most mistakes of {len(names)}."
+    parts = [figure(chart(confusion(counts, names), (side, side)))]
+    if rows:
+        parts.append(table(["most confused", "times"], rows, first_is_whole=False))
+    return section("Confusion between classes", note(text), grid(parts))
 
 
 def _picture_sections(
