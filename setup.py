@@ -54,6 +54,7 @@ commands = {
     "rope-vit-det-classify": "classify",
     "rope-vit-det-convert-to-coco": "convert_to_coco",
     "rope-vit-det-demo": "demo",
+    "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
     "rope-vit-det-train": "train_net",
     "rope-vit-det-train-lazy": "lazyconfig_train_net",
@@ -90,7 +91,7 @@ setup(
         "convert": convert,
         "export": export,
         "test": [
-            *("pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval", "twine"),
+            *("pytest", "birder==0.8.4", "timm", "hypothesis", "ruff", "faster-coco-eval", "twine"),
             *convert,
             *export,
         ],

@@ -8,8 +8,6 @@ from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.studies.high_resolution import SCALES, StudyOptions, run_study
 from rope_vit_det.studies.report import write_report
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "high_resolution_study.yaml"
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -23,14 +21,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@input_errors_as_one_line()
 def main() -> None:
     args = vars(parse_args())
     opts = [value for value in args.pop("opts") if value != "--"]
     options = StudyOptions(**args)
-    results = run_study(str(CONFIG), options, opts)
+    results = run_study("high_resolution_study.yaml", options, opts)
     print(write_report(results, options.output))
 
 
 if __name__ == "__main__":
-    with input_errors_as_one_line():
-        main()
+    main()
