@@ -94,7 +94,7 @@ setup(
         "convert": convert,
         "export": export,
         "test": [
-            *("pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval", "twine"),
+            *("pytest", "birder==0.8.4", "timm", "hypothesis", "ruff", "faster-coco-eval", "twine"),
             *convert,
             *export,
         ],
