@@ -5,17 +5,17 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 
 
+def resident_mib() -> float:
+    """Resident memory of this process, in MiB (Linux)."""
+    return _status_kib("VmRSS") / 2**10
+
+
 def process_peak_mib() -> float:
     """Peak memory of this process so far, all that it holds included, in MiB (Linux)."""
-    return status_kib("VmHWM") / 2**10
+    return _status_kib("VmHWM") / 2**10
 
 
-def status_kib(field: str) -> int:
-    """A field of /proc/self/status, in KiB.
-
-    Raises:
-        OSError: there is no such field, or no Linux.
-    """
+def _status_kib(field: str) -> int:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])

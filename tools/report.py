@@ -10,12 +10,17 @@ import argparse
 from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.report import write_report
 
-if __name__ == "__main__":
+
+@input_errors_as_one_line()
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output_dir", help="what a training left")
     parser.add_argument("--output", metavar="FILE", help="default: report.html in the folder")
     args = parser.parse_args()
-    with input_errors_as_one_line():
-        print(f"written: {write_report(args.output_dir, args.output)}")
+    print(f"written: {write_report(args.output_dir, args.output)}")
+
+
+if __name__ == "__main__":
+    main()

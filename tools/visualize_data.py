@@ -8,11 +8,16 @@ from rope_vit_det.engine.own_data import add_own_data_options
 from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.visualization.samples import run
 
-if __name__ == "__main__":
+
+@input_errors_as_one_line()
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_option(parser)
     parser.add_argument("--output-dir", required=True, metavar="FOLDER", help="for the pictures")
     parser.add_argument("--number", type=int, default=8, help="of samples (default: 8)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs over the config")
-    with input_errors_as_one_line():
-        run(add_own_data_options(parser).parse_args())
+    run(add_own_data_options(parser).parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..data.check import FAULTS_FILE
 from ..errors import InputError
+from .checkpoint_files import LAST
 from .distributed import is_first_process
 from .record import RECORD_FILE
 
@@ -44,7 +45,7 @@ def check_output(output: str, args: argparse.Namespace) -> None:
                 f"--overwrite would move the current folder aside; {output!r} is no OUTPUT_DIR for "
                 "it: name a folder below"
             )
-    elif not (args.resume or args.eval_only) and Path(output, "last_checkpoint").is_file():
+    elif not (args.resume or args.eval_only) and Path(output, LAST).is_file():
         raise InputError(
             f"{output} holds the checkpoints of an earlier training; add --resume to go on with "
             "it, set another OUTPUT_DIR (train.output_dir), or add --overwrite, which moves it "

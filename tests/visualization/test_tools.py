@@ -106,6 +106,6 @@ def test_an_empty_dataset_is_refused(small_demo_dataset, tmp_path):
     empty.write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
     args = arguments(small_demo_dataset, tmp_path)
     args.train_json = str(empty)
-    with pytest.raises(InputError, match=r"empty\.json has faults that stop training"):
+    with pytest.raises(InputError, match=r"empty\.json has faults that stop .*no images at all"):
         samples.run(args)
     assert not list(tmp_path.glob("*.png"))
