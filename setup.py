@@ -53,6 +53,7 @@ commands = {
     "rope-vit-det-benchmark-memory": "benchmark_memory",
     "rope-vit-det-classify": "classify",
     "rope-vit-det-convert-to-coco": "convert_to_coco",
+    "rope-vit-det-convert-weights": "convert_weights",
     "rope-vit-det-demo": "demo",
     "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
