@@ -57,8 +57,10 @@ commands = {
     "rope-vit-det-demo": "demo",
     "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
+    "rope-vit-det-predict": "predict",
     "rope-vit-det-train": "train_net",
     "rope-vit-det-train-lazy": "lazyconfig_train_net",
+    "rope-vit-det-visualize-results": "visualize_results",
 }
 
 setup(
