@@ -26,6 +26,7 @@ from .distributed import wrap_model
 from .ema import EMA
 from .history import EventHistory
 from .learning_rates import learning_rate_table
+from .memory import PeakMemory
 from .optimizer import build_optimizer
 from .resumable import ResumableTrainer
 from .running_state import RunningState
@@ -102,8 +103,8 @@ class Trainer(ResumableTrainer, DefaultTrainer):
                     built.append(hooks.EvalHook(0, self._evaluate_with_tta))
             else:
                 built.append(hook)
-        # Before all that saves or evaluates.
-        first = [EventHistory(self._writers), self.ema]
+        # Before all that saves, evaluates or writes.
+        first = [EventHistory(self._writers), self.ema, PeakMemory(self.cfg.MODEL.DEVICE)]
         return [*filter(None, first), *built]
 
     def build_writers(self) -> list[EventWriter]:
