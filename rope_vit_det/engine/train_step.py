@@ -94,8 +94,8 @@ class TrainStep(SimpleTrainer):
 
     def _forward(self, data: list[dict]) -> dict[str, Tensor]:
         mixed = self.precision != torch.float32
-        # Scripted functions (fvcore's focal loss) are optimized once they have been called twice, and
-        # compute otherwise then: a resumed run would differ in the last bit.
+        # Scripted functions (fvcore's focal loss) are optimized after two calls and compute
+        # otherwise from then on: a resumed run would differ in the last bit.
         optimized = torch.jit.optimized_execution(self.device_type != "cpu")
         with torch.autocast(self.device_type, dtype=self.precision, enabled=mixed), optimized:
             losses = self.model(data)
