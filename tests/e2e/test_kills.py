@@ -1,5 +1,6 @@
 """Runs that are killed at random moments, and what is left of them."""
 
+import contextlib
 import os
 import random
 import re
@@ -83,17 +84,15 @@ def _kill(process, moment, rng):
         _wait(process, _says(process, "Start inference on"))
         time.sleep(rng.uniform(0, 0.3))
     else:
-        time.sleep(rng.uniform(0, 4))
+        time.sleep(rng.uniform(0, 8))
     if process.poll() is not None:
         return False
     if rng.random() < 0.5:
         process.kill()
         process.wait()
         time.sleep(rng.uniform(0, 2))  # its workers, or the other process, are still there
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     return True
 
@@ -119,6 +118,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(start, tmp_pa
     seed = int(os.environ.get("KILL_SEED", time.time()))
     print("KILL_SEED", seed)
     rng = random.Random(seed)
+    kills = int(os.environ.get("KILLS", kills))
     killed = rng.sample(["checkpoint"] * 5 + ["evaluation"] * 5 + ["any"] * 10, kills)
     for number, moment in enumerate(killed):
         # The first process may still have been at the start; --resume begins the run then.
@@ -130,7 +130,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(start, tmp_pa
             tag = tmp_path / "cut" / "last_checkpoint"
             tag.write_text(min(p.name for p in tag.parent.glob("model_00*.pth")))
             continue
-        reached = re.findall(r"model_\d+", process.printed())
+        reached = re.findall(r"Saving checkpoint to .*(model_\w+)", process.printed())
         print(f"kill {number}: {moment}, last checkpoint written {reached[-1:]}")
     _end(start("cut", *options, "--resume", *TINY, "SEED", "-1", "OUTPUT_DIR", "cut"))
     drawn = (tmp_path / "cut" / "seed.txt").read_text().strip()
