@@ -15,7 +15,7 @@ from tabulate import tabulate
 from ..data.demo import demo_dataset_root, generate_demo_dataset
 from ..evaluation.plots import draw_predictions, plot_curves
 from .main import train
-from .setup import check_config, load_config, setup
+from .setup import check_config, check_settings, load_config, setup
 
 NUM_PICTURES = 6
 
@@ -35,6 +35,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     """
     args = Namespace(config_file=config_file, opts=list(opts), num_gpus=1, eval_only=False)
     cfg = load_config(args)
+    check_settings(cfg)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")
     generate_demo_dataset(root)
