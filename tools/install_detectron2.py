@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,6 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ((3, 10), (3, 13))
 MIN_TORCH = (2, 6)
 
@@ -62,6 +62,13 @@ Changed here, by tools/install_detectron2.py of rope-vit-det: the imports are re
 
 UPSTREAM = "https://github.com/facebookresearch/detectron2"
 UPSTREAM_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"  # main on 2026-06-06
+# How pip and git tell that no connection came about.
+NO_CONNECTION = re.compile(
+    r"NewConnectionError|Max retries exceeded|[Tt]imed out|Timeout|ProxyError|"
+    r"[Cc]onnection (refused|reset|broken|aborted)|Network is unreachable|"
+    r"[Nn]ame or service not known|[Nn]ame resolution|Could not resolve|Failed to connect|"
+    r"Could(n't| not) connect"
+)
 
 
 class InstallError(Exception):
@@ -184,7 +191,7 @@ def build_wheel(source: Path, target: Path) -> None:
         f"{DIST_INFO}/METADATA": "".join(f"{k}: {v}\n" for k, v in fields).encode(),
         f"{DIST_INFO}/WHEEL": b"Wheel-Version: 1.0\nGenerator: rope-vit-det\n"
         b"Root-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{DIST_INFO}/LICENSE": (ROOT / "LICENSE").read_bytes(),
+        f"{DIST_INFO}/LICENSE": read_license(),
         f"{DIST_INFO}/ORIGIN.txt": ORIGIN.encode(),
     }
     record = io.StringIO()
@@ -199,6 +206,16 @@ def build_wheel(source: Path, target: Path) -> None:
             archive.writestr(name, content)
 
 
+def read_license() -> bytes:
+    """The Apache License 2.0, which is ours and Detectron2's."""
+    here = Path(__file__).resolve().parents[1] / "LICENSE"
+    if here.is_file():
+        return here.read_bytes()
+    own = metadata.distribution("rope-vit-det")  # installed, without its sources
+    (path,) = (file for file in own.files or () if file.name == "LICENSE")
+    return path.read_binary()
+
+
 def _pip(failure: str, command: str, *arguments: str) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "pip", command, "-q", "--disable-pip-version-check", *arguments],
@@ -208,7 +225,8 @@ def _pip(failure: str, command: str, *arguments: str) -> None:
     if answer.returncode != 0:
         errors = [line for line in answer.stderr.splitlines() if line.startswith("ERROR:")]
         reason = errors[0].removeprefix("ERROR:").strip() if errors else _last_line(answer.stderr)
-        raise InstallError(f"{failure}: {reason} (is the network reachable?)")
+        hint = " (is the network reachable?)" if NO_CONNECTION.search(answer.stderr) else ""
+        raise InstallError(f"{failure}: {reason}{hint}")
 
 
 def _last_line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..errors import InputError
-from .inspection import Inspection, inspect_coco
+from .classes import num_classes
+from .coco_file import read_coco
+from .demo import is_demo_dataset
+from .faults import Inspection
+from .inspection import inspect_coco, inspect_files
 from .own import own_datasets
 
 FAULTS_FILE = "dataset_faults.txt"
@@ -57,8 +60,11 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
         for name in cfg.DATASETS[key]:
             metadata = _find(name, key=f"DATASETS.{key}")
             json_file = metadata.get("json_file", "")
-            if metadata.get("evaluator_type", None) == "coco" and "://" not in json_file:
-                classes[name] = _check_coco(cfg, name, metadata, faults_file, key == "TEST")
+            is_test = key == "TEST"
+            if metadata.get("evaluator_type", None) != "coco" or not json_file:
+                _check_files(cfg, name, faults_file, is_test)
+            elif "://" not in json_file:
+                classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
     first = next(iter(classes), None)
     for name, names in classes.items():
         check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
@@ -102,8 +108,9 @@ def _find(name: str, *, key: str) -> Metadata:
         path = metadata.get(attribute, None)
         # Paths of other schemes (s3://, ...) are PathManager's to find.
         if path and "://" not in path and not os.path.exists(path):
+            remedy = "make demo generates it" if is_demo_dataset(name) else "prepare it there"
             raise InputError(
-                f"{key}: dataset {name!r} has no {path}; prepare it there, or set "
+                f"{key}: dataset {name!r} has no {path}; {remedy}, or set "
                 "DETECTRON2_DATASETS to the folder that holds your datasets"
             )
     return metadata
@@ -113,18 +120,18 @@ def _check_coco(
     cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
 ) -> list[str]:
     path = metadata.json_file
-    coco = _read(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
-    is_own = name in own_datasets(cfg)
+    coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
     masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
     inspection = inspect_coco(
         coco,
         path,
         metadata.image_root,
         mask_format=cfg.INPUT.MASK_FORMAT if masks else None,
-        open_images=is_own,
+        max_aspect=_max_aspect(cfg, is_test),
+        is_test=is_test,
     )
-    _report(inspection, faults_file, print_all=is_own)
-    wanted = _num_classes(cfg)
+    _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
+    wanted = num_classes(cfg)
     if wanted is not None and wanted[1] != len(coco["categories"]):
         raise InputError(
             f"{path} has {len(coco['categories'])} categories, {wanted[0]} is {wanted[1]}; "
@@ -133,23 +140,45 @@ def _check_coco(
     return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
 
 
-def _read(path: str, *, needed: tuple[str, ...]) -> dict:
+def _check_files(cfg: CfgNode, name: str, faults_file: Path, is_test: bool) -> None:
+    """Looks at the images of a dataset that is not a JSON file of COCO's."""
     try:
-        with open(path, encoding="utf-8") as file:
-            coco = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from None
-    for field in needed:
-        if not isinstance(coco, dict) or not isinstance(coco.get(field), list):
-            raise InputError(
-                f"{path} is not COCO instance annotation: it has no list {field!r}; see "
-                "https://cocodataset.org/#format-data"
-            )
-    return coco
+        records = DatasetCatalog.get(name)
+    except Exception as error:  # of whoever registered it
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"dataset {name!r} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from None
+    images = [
+        {"id": record.get("image_id"), **record}
+        for record in records
+        if "://" not in str(record.get("file_name", "://"))
+    ]
+    inspection = Inspection(
+        source=f"dataset {name!r}",
+        images=len(records),
+        unannotated=0,
+        objects=sum(len(record.get("annotations", ())) for record in records),
+        categories=0,
+        faults=inspect_files(images, "", _max_aspect(cfg, is_test)),
+    )
+    _report(cfg, inspection, faults_file, print_all=False)
 
 
-def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
+def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:
+    """The longer side over the shorter one at which resizing leaves less than half a pixel."""
+    lsj = cfg.INPUT.LSJ
+    if lsj.ENABLED and not is_test:
+        return 2 * lsj.IMAGE_SIZE * lsj.MIN_SCALE
+    kind = "TEST" if is_test else "TRAIN"
+    resizes = cfg.INPUT[f"MIN_SIZE_{kind}"] not in (0, (0,))
+    return 2 * cfg.INPUT[f"MAX_SIZE_{kind}"] if resizes else None
+
+
+def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
     """Writes and prints what was found, and raises where that stops a run."""
+    if cfg.DATALOADER.SKIP_UNREADABLE:  # see data/readable.py
+        inspection = inspection.with_skipped_images()
     if inspection.faults:
         faults_file.parent.mkdir(parents=True, exist_ok=True)
         with faults_file.open("a", encoding="utf-8") as file:
@@ -159,17 +188,8 @@ def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> No
     if inspection.fatal:
         reasons = "; ".join(inspection.describe_faults(inspection.fatal))
         raise InputError(
-            f"{inspection.json_file} has faults that stop training, {reasons}; all "
+            f"{inspection.source} has faults that stop the run, {reasons}; all "
             f"{len(inspection.faults)} faults are listed in {faults_file}"
         )
     if inspection.faults or print_all:
         print(inspection.describe(), flush=True)
-
-
-def _num_classes(cfg: CfgNode) -> tuple[str, int] | None:
-    """The key and value by which the model knows how many categories there are, if it does."""
-    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
-        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    return None

@@ -90,6 +90,17 @@ def starts_the_run() -> bool:
     return int(os.getenv("LOCAL_RANK", "0")) == 0 or not dist.is_torchelastic_launched()
 
 
+def is_first_process(args: argparse.Namespace) -> bool:
+    """Whether this is, or will start, the main process of all machines.
+
+    Args:
+        args: with `machine_rank`.
+    """
+    if dist.is_torchelastic_launched():
+        return os.environ["RANK"] == "0"
+    return args.machine_rank == 0
+
+
 def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str) -> None:
     """Runs `main(args, *more)` in every process of this machine.
 
@@ -103,10 +114,10 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
     Raises:
         InputError: raised in a process.
     """
-    if dist.is_torchelastic_launched():
-        _run_under_torchrun(main, args, *more, device=device)
-        return
     try:
+        if dist.is_torchelastic_launched():
+            _run_under_torchrun(main, args, *more, device=device)
+            return
         detectron2_launch(
             _in_process,
             args.num_gpus,
@@ -115,11 +126,12 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
             dist_url=args.dist_url,
             args=(main, args, *more),
         )
-    except ProcessRaisedException as error:
-        # All that is left of the exception is its traceback as a text.
+    except (ProcessRaisedException, InputError) as error:
+        # All that is left of another process's exception, or of a loader worker's, is its traceback
+        # as a text.
         last = str(error).strip().splitlines()[-1]
         name = f"{InputError.__module__}.{InputError.__name__}: "
-        if last.startswith(name):
+        if isinstance(error, InputError) or last.startswith(name):
             raise InputError(last.removeprefix(name)) from None
         raise
 

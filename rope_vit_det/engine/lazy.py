@@ -5,6 +5,7 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 
 import argparse
 import copy
+import logging
 from collections import OrderedDict
 from typing import Any
 
@@ -23,7 +24,11 @@ from .checkpoint import DetectorCheckpointer, check_weights_path
 from .checkpoint_files import resumable_checkpoint
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .output import check_output, clear_output, describe_output
+from .record import record_run
 from .train_step import TrainStep
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
 
@@ -38,7 +43,9 @@ def run_lazy(args: argparse.Namespace) -> None:
         InputError: for a wrong config or weights.
     """
     cfg = load_lazy_config(args)
+    check_output(cfg.train.output_dir, args)
     check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    clear_output(cfg.train.output_dir, args)
     launch(_run_in_process, args, device=cfg.train.device)
 
 
@@ -91,7 +98,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     if not (resume and resumable_checkpoint(cfg.train.output_dir)):
         weights = cfg.train.init_checkpoint
         try:
-            check_weights_path(weights)
+            check_weights_path(weights, for_rope_vit=False)  # the load knows the model
         except InputError as error:
             raise InputError(f"train.init_checkpoint {weights}: {error}") from None
         if eval_only and not weights:
@@ -158,7 +165,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
 def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]":
     """Evaluates train.init_checkpoint, or with `resume` the last checkpoint there is."""
     model = instantiate(cfg.model).to(cfg.train.device)
-    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir)
+    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, whole=True)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     return _test(cfg, model)
 
@@ -175,13 +182,18 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace) -> None:
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
+    cfg.train.seed = _shared_seed(cfg)
     visible = copy.deepcopy(cfg)
     if not comm.is_main_process():
         visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
     setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.train.output_dir, cfg.train.seed)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(describe_output(cfg.train.output_dir))
 
 
 def _precision(cfg: DictConfig) -> torch.dtype:

@@ -1,6 +1,7 @@
 """What a command line does once its config is checked: train, or evaluate."""
 
 import argparse
+import logging
 from collections import OrderedDict
 from typing import Any
 
@@ -11,8 +12,11 @@ from detectron2.utils import comm
 from .build_errors import build_errors_as_input_errors
 from .checkpoint import DetectorCheckpointer
 from .distributed import check_processes, launch, starts_the_run
+from .output import check_output, clear_output, describe_output
 from .setup import check_config, check_settings, load_config, setup
 from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,9 +31,12 @@ def run(args: argparse.Namespace) -> None:
     """
     cfg = load_config(args)
     if starts_the_run():
+        # These first: they take no time, and the batch is divided by some of them.
         check_settings(cfg, eval_only=args.eval_only)
         check_processes(args, cfg)
+        check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
+        clear_output(cfg.OUTPUT_DIR, args)
     launch(_run_in_process, args, cfg, device=cfg.MODEL.DEVICE)
 
 
@@ -57,7 +64,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
     """
     with build_errors_as_input_errors():
         model = Trainer.build_model(cfg)
-    checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
@@ -70,3 +77,5 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace, cfg: CfgNode) -> None:
     cfg = setup(cfg, args)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(describe_output(cfg.OUTPUT_DIR))

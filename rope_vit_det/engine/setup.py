@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -30,6 +31,7 @@ from .command_line import (
 )
 from .merge import merge
 from .own_data import add_own_data
+from .record import record_run
 from .trainer import with_seed
 from .yaml_config import merge_from_yaml
 
@@ -49,19 +51,28 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         InputError: a missing file, one that would run code, an unknown key, a value of the wrong
             type.
     """
+    cfg = merge_config([find_config_file(name) for name in config_files(args)], args.opts)
+    add_own_data(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
+    """A config of yaml files, in this order, and KEY VALUE pairs; no data is looked at.
+
+    Raises:
+        InputError: as :func:`load_config` does.
+    """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    for name in config_files(args):
-        path = find_config_file(name)
+    for path in paths:
         merge(cfg, path, partial(merge_from_yaml, cfg), path)
-    merge(cfg, "command line", cfg.merge_from_list, args.opts)
+    merge(cfg, "command line", cfg.merge_from_list, list(opts))
     check_nothing_is_none(cfg)
     check_device(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
-    add_own_data(cfg, args)
-    cfg.freeze()
     return cfg
 
 
@@ -81,9 +92,7 @@ def check_settings(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
 
 def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Checks, within seconds, what would otherwise end a run later: weights and datasets.
-
-    To be called after :func:`check_settings`.
+    """Checks, within seconds, what would otherwise end a run later: settings, weights, datasets.
 
     Args:
         eval_only: the training sets are not needed.
@@ -92,10 +101,12 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     Raises:
         InputError: names the key or file, and the remedy.
     """
+    check_settings(cfg, eval_only=eval_only)
     resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
     if resumed is None:
         try:
-            check_weights_path(cfg.MODEL.WEIGHTS)
+            ours = "rope_vit" in cfg.MODEL.BACKBONE.NAME
+            check_weights_path(cfg.MODEL.WEIGHTS, for_rope_vit=ours)
             if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
                 _check_agreement(cfg)
         except InputError as error:
@@ -126,6 +137,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.OUTPUT_DIR, cfg.SEED)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
     return cfg

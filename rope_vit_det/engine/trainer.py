@@ -13,15 +13,17 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
-from ..data.loader import MicroBatches, build_train_loader
+from ..data.loader import MicroBatches, build_test_loader, build_train_loader
 from ..evaluation.evaluators import build_evaluator
 from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
 from .distributed import wrap_model
 from .ema import EMA
 from .learning_rates import learning_rate_table
+from .memory import PeakMemory
 from .optimizer import build_optimizer
 from .train_step import build_train_step
 
@@ -86,8 +88,9 @@ class Trainer(DefaultTrainer):
                     built.append(hooks.EvalHook(0, self._evaluate_with_tta))
             else:
                 built.append(hook)
-        # Before all that saves or evaluates.
-        return [self.ema, *built] if self.ema else built
+        # Before all that saves, evaluates or writes.
+        first = [self.ema] if self.ema else []
+        return [*first, PeakMemory(self.cfg.MODEL.DEVICE), *built]
 
     def train(self) -> None:
         """Trains; ends early where SOLVER.EARLY_STOPPING says so."""
@@ -110,6 +113,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> MicroBatches:
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
