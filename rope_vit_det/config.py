@@ -218,11 +218,7 @@ def check_norm(cfg: CfgNode, key: str, channels: int) -> None:
     norm = get_key(cfg, key)
     check_key(cfg, key, norm in NORMS, ", ".join(map(repr, NORMS)))
     if norm == "GN" and channels % 32:
-        raise InputError(
-            f"{key} is 'GN', groups of 32 channels, which {channels} is no multiple of"
-        )
-    if norm in ("SyncBN", "nnSyncBN") and cfg.MODEL.DEVICE == "cpu":
-        raise InputError(f"{key} is {norm!r}, which runs on GPUs only; on the CPU use 'BN' or 'GN'")
+        raise InputError(f"{key} is 'GN', which takes a multiple of 32 channels, not {channels}")
 
 
 def check_solver_config(cfg: CfgNode) -> None:

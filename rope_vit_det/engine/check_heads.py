@@ -236,7 +236,7 @@ def _check_roi_heads(cfg: CfgNode) -> None:
         if box.NAME == "FastRCNNConvFCHead" and not box.NUM_CONV and not box.NUM_FC:
             raise InputError(
                 "MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0; FastRCNNConvFCHead needs a "
-                "layer: set NUM_FC 2, as in Detectron2's FPN configs"
+                "layer: set MODEL.ROI_BOX_HEAD.NUM_FC 2, as in Detectron2's FPN configs"
             )
         if box.NUM_CONV:
             check_norm(cfg, "MODEL.ROI_BOX_HEAD.NORM", box.CONV_DIM)
