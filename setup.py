@@ -41,8 +41,21 @@ requirements = [
     "tabulate",
     "tensorboard",
 ]
+export = ["onnx", "onnxscript", "onnxruntime"]
 if not has_cv2():  # opencv-python beside opencv-python-headless breaks both
     requirements.append("opencv-python")
+
+# Command: the tool in tools/ with its main().
+commands = {
+    "rope-vit-det-analyze": "analyze_model",
+    "rope-vit-det-benchmark": "benchmark",
+    "rope-vit-det-benchmark-memory": "benchmark_memory",
+    "rope-vit-det-classify": "classify",
+    "rope-vit-det-demo": "demo",
+    "rope-vit-det-install-detectron2": "install_detectron2",
+    "rope-vit-det-train": "train_net",
+    "rope-vit-det-train-lazy": "lazyconfig_train_net",
+}
 
 setup(
     name="rope-vit-det",
@@ -53,9 +66,29 @@ setup(
     long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["rope_vit_det", "rope_vit_det.*"]),
-    package_data={"rope_vit_det.weights": ["published_weights.json"]},
+    # Tools are a package of their own, of which one installs what the other needs.
+    packages=[
+        *find_packages(include=["rope_vit_det", "rope_vit_det.*"]),
+        "rope_vit_det.configs",
+        "rope_vit_det_tools",
+    ],
+    package_dir={"rope_vit_det.configs": "configs", "rope_vit_det_tools": "tools"},
+    package_data={
+        "rope_vit_det.configs": ["**/*.yaml", "**/*.py"],
+        "rope_vit_det.weights": ["published_weights.json"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"{command} = rope_vit_det_tools.{tool}:main" for command, tool in commands.items()
+        ]
+    },
     python_requires=">=3.10",
     install_requires=requirements,
-    extras_require={"test": ["pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval"]},
+    extras_require={
+        "export": export,
+        "test": [
+            *("pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval", "twine"),
+            *export,
+        ],
+    },
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .config import PYRAMID_STRIDE, check_rope_vit_config
 from .errors import InputError
 from .heads import pyramid_for_heads
-from .models import VARIANTS, RoPEViT, create_model
+from .models import RoPEViT, create_model
 from .use import as_arguments, compared_settings, disagreement, settings_for
 from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
@@ -151,16 +151,16 @@ def create_backbone(
     return net
 
 
-def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoPEViTBackbone:
+def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
     """The network that MODEL.ROPE_VIT describes.
 
     Args:
-        strides: the patch strides that whatever comes behind can take.
+        own_stride: whether what comes behind can take the network's own patch size as stride.
 
     Raises:
         InputError: for a wrong value; names the key and the allowed values.
     """
-    check_rope_vit_config(cfg, strides=strides)
+    check_rope_vit_config(cfg, own_stride=own_stride)
     options = cfg.MODEL.ROPE_VIT
     net = create_backbone(
         options.NAME,
@@ -191,8 +191,7 @@ def build_net(cfg: CfgNode, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> RoP
 @BACKBONE_REGISTRY.register()
 def build_rope_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTNeck:
     """The neck alone, at stride 16 or the network's own patch size."""
-    own = VARIANTS.get(cfg.MODEL.ROPE_VIT.NAME, {}).get("patch_size", PYRAMID_STRIDE)
-    return RoPEViTNeck(build_net(cfg, strides=tuple(sorted({PYRAMID_STRIDE, own}))))
+    return RoPEViTNeck(build_net(cfg, own_stride=True))
 
 
 @BACKBONE_REGISTRY.register()

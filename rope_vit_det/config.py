@@ -5,6 +5,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from .errors import InputError
+from .models.arguments import are_blocks, is_number, is_pair, is_share, is_whole_number
 from .models.variants import VARIANTS
 
 PYRAMID_STRIDE = 16
@@ -88,6 +89,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
     # The metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none is.
     cfg.SOLVER.BEST_METRIC = ""
+    # Newest periodic checkpoints that are kept; 0: all. model_final.pth and model_best.pth stay.
+    # With 1, there is none before a checkpoint that the disk damages later.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
     # Evaluations in a row without a better BEST_METRIC that end the training; 0: none do.
     cfg.SOLVER.EARLY_STOPPING = 0
 
@@ -98,11 +102,31 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(own)
 
 
-def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_STRIDE,)) -> None:
+def check_key(cfg: CfgNode, key: str, ok: bool, allowed: str) -> None:
+    """
+    Args:
+        key: in full, such as "MODEL.FPN.NORM".
+        ok: whether its value is an allowed one.
+
+    Raises:
+        InputError: it is not; names the key, its value and the allowed values.
+    """
+    if not ok:
+        raise InputError(f"{key} is {get_key(cfg, key)!r}; allowed: {allowed}")
+
+
+def get_key(cfg: CfgNode, key: str) -> Any:
+    """The value of a key in full, such as "MODEL.FPN.NORM"."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
     """Checks the values under MODEL.ROPE_VIT.
 
     Args:
-        strides: the patch strides that the backbone at hand can take.
+        own_stride: whether the backbone at hand can take the network's own patch size as stride.
 
     Raises:
         InputError: names the key, its value and the allowed values.
@@ -114,57 +138,54 @@ def check_rope_vit_config(cfg: CfgNode, *, strides: tuple[int, ...] = (PYRAMID_S
     net = cfg.MODEL.ROPE_VIT
 
     def check(key: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            raise InputError(f"MODEL.ROPE_VIT.{key} is {net[key]!r}; allowed: {allowed}")
+        check_key(cfg, f"MODEL.ROPE_VIT.{key}", ok, allowed)
 
-    check("NAME", net.NAME in VARIANTS, ", ".join(sorted(VARIANTS)))
+    check("NAME", isinstance(net.NAME, str) and net.NAME in VARIANTS, ", ".join(sorted(VARIANTS)))
     patch, depth = VARIANTS[net.NAME]["patch_size"], VARIANTS[net.NAME]["num_layers"]
-    size = (net.IMAGE_SIZE, net.IMAGE_SIZE) if _is_size(net.IMAGE_SIZE) else net.IMAGE_SIZE
+    size = (net.IMAGE_SIZE,) * 2 if is_whole_number(net.IMAGE_SIZE) else net.IMAGE_SIZE
     check(
         "IMAGE_SIZE",
-        size is None or (_is_pair(size) and all(side % patch == 0 for side in size)),
+        size is None or (is_pair(size) and all(side % patch == 0 for side in size)),
         f"None (224), a side in pixels or [h, w], multiples of the patch size {patch}",
     )
-    check("PATCH_STRIDE", net.PATCH_STRIDE in strides, " or ".join(map(str, strides)))
+    strides = sorted({PYRAMID_STRIDE, patch} if own_stride else {PYRAMID_STRIDE})
+    check(
+        "PATCH_STRIDE",
+        is_whole_number(net.PATCH_STRIDE) and net.PATCH_STRIDE in strides,
+        " or ".join(map(str, strides)),
+    )
     check(
         "PT_GRID_SIZE",
-        net.PT_GRID_SIZE in (None, "count") or _is_pair(net.PT_GRID_SIZE),
+        net.PT_GRID_SIZE in (None, "count") or is_pair(net.PT_GRID_SIZE),
         'None, "count" or [h, w], whole numbers of 1 or more',
     )
     check(
         "WINDOW_SIZE",
-        net.WINDOW_SIZE == 0 or _is_size(net.WINDOW_SIZE),
+        is_whole_number(net.WINDOW_SIZE),
         "0 (no windows) or a whole number of tokens",
     )
     check(
         "GLOBAL_BLOCKS",
-        net.GLOBAL_BLOCKS is None
-        or (
-            isinstance(net.GLOBAL_BLOCKS, list | tuple)
-            and all(type(i) is int and 0 <= i < depth for i in net.GLOBAL_BLOCKS)
-        ),
+        net.GLOBAL_BLOCKS is None or are_blocks(net.GLOBAL_BLOCKS, depth),
         f"None (the last block of each quarter) or a list of block indices in 0..{depth - 1}",
     )
     check(
         "RESCALE_COORDS",
-        net.RESCALE_COORDS is None
-        or (type(net.RESCALE_COORDS) in (int, float) and net.RESCALE_COORDS >= 1),
+        net.RESCALE_COORDS is None or (is_number(net.RESCALE_COORDS) and net.RESCALE_COORDS >= 1),
         "None (off) or a number of 1 or more",
     )
-    for key in ("TILE_POS_EMBED", "ACTIVATION_CHECKPOINT", "COMPILE"):
+    for key in ("TILE_POS_EMBED", "ACTIVATION_CHECKPOINT", "COMPILE", "CHECK_WEIGHTS"):
         check(key, type(net[key]) is bool, "True or False")
     check(
         "DROP_PATH_RATE",
-        net.DROP_PATH_RATE is None
-        or (isinstance(net.DROP_PATH_RATE, int | float) and 0 <= net.DROP_PATH_RATE < 1),
+        net.DROP_PATH_RATE is None or is_share(net.DROP_PATH_RATE),
         "None (the architecture's) or a number from 0 to below 1",
     )
     check(
         "FREEZE_BLOCKS",
-        type(net.FREEZE_BLOCKS) is int and -1 <= net.FREEZE_BLOCKS <= depth,
+        is_whole_number(net.FREEZE_BLOCKS, -1) and depth >= net.FREEZE_BLOCKS,
         f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
     )
-    check("CHECK_WEIGHTS", isinstance(net.CHECK_WEIGHTS, bool), "True or False")
 
 
 def check_solver_config(cfg: CfgNode) -> None:
@@ -181,7 +202,7 @@ def check_solver_config(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; allowed: {', '.join(AMP_DTYPES)}"
         )
-    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0)):
+    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
         if cfg.SOLVER[key] < least:
             raise InputError(f"SOLVER.{key} is {cfg.SOLVER[key]}; allowed: {least} or more")
     if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
@@ -209,7 +230,7 @@ def check_input_config(cfg: CfgNode) -> None:
         InputError: names the key, its value and the allowed values.
     """
     lsj = cfg.INPUT.LSJ
-    if not _is_size(lsj.IMAGE_SIZE):
+    if not is_whole_number(lsj.IMAGE_SIZE, 1):
         raise InputError(
             f"INPUT.LSJ.IMAGE_SIZE is {lsj.IMAGE_SIZE!r}; allowed: a side in pixels, 1 or more"
         )
@@ -223,11 +244,3 @@ def check_input_config(cfg: CfgNode) -> None:
             "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True; large-scale jitter crops by "
             "itself: set INPUT.CROP.ENABLED False"
         )
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_size, value))

@@ -1,8 +1,10 @@
-"""The one exception that means: something the user gave is wrong, and this is what to do."""
+"""What ends a program with one clear line instead of a traceback, and the exit statuses."""
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class InputError(ValueError):
@@ -11,12 +13,45 @@ class InputError(ValueError):
     The message is a single line that names the key, file or value and says what to do about it.
     """
 
+    status = 2
+
+
+class RunError(RuntimeError):
+    """The end of a run that began well, in a single line that says how to go on."""
+
+    status = 1
+
+
+class DivergedError(RunError):
+    """A loss is not finite."""
+
+    status = 3
+
+
+class DiskFullError(RunError):
+    """A file of the run, such as a checkpoint, cannot be written."""
+
+    status = 4
+
+
+class StoppedError(RunError):
+    """A signal ended the run, which wrote a checkpoint; to be run again with --resume."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again
+
 
 @contextmanager
 def input_errors_as_one_line() -> Iterator[None]:
-    """For command-line tools: prints an :class:`InputError` without a traceback, exits with 2."""
+    """For command-line tools: prints these errors without a traceback, exits with their status."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (InputError, RunError) as error:
+        kind = "stopped" if isinstance(error, StoppedError) else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
+        sys.exit(error.status)
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name; "" where no known one is close."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

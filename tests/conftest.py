@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data import demo
+from rope_vit_det.data.shapes import CATEGORIES
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -54,6 +55,23 @@ def detector_state() -> dict[str, torch.Tensor]:
     cfg.merge_from_file(str(DEMO_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg).state_dict()
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory, detector_state) -> Path:
+    """What a training of the demo's detector leaves, with random weights, and for small images."""
+    folder = tmp_path_factory.mktemp("trained")
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.merge_from_file(str(DEMO_CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.INPUT.MAX_SIZE_TEST = 128
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (64,), 128
+    (folder / "config.yaml").write_text(cfg.dump())
+    classes = {"names": list(CATEGORIES), "ids": [1, 2, 3, 4]}
+    torch.save({"model": detector_state, "classes": classes}, folder / "model_final.pth")
+    return folder
 
 
 @pytest.fixture(scope="session")

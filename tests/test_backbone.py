@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from helpers import detector_input, relative_difference
 
@@ -39,8 +39,6 @@ def test_neck_alone(detector_cfg, stride):
     detector_cfg.MODEL.BACKBONE.NAME = "build_rope_vit_backbone"
     detector_cfg.MODEL.ROPE_VIT.NAME = "rope_vit_t14"
     detector_cfg.MODEL.ROPE_VIT.PATCH_STRIDE = stride
-    from detectron2.modeling import build_backbone
-
     backbone = build_backbone(detector_cfg)
     assert backbone.output_shape()["neck"].stride == backbone.size_divisibility == stride
     assert backbone(torch.zeros(1, 3, stride * 5, stride * 7))["neck"].shape == (1, 192, 5, 7)
@@ -85,14 +83,19 @@ def test_freeze_blocks_freezes(detector_cfg):
     ("key", "value", "allowed"),
     [
         ("NAME", "rope_vit_b15", "rope_vit_reg4_b14"),
+        ("NAME", ["rope_vit_t16"], "rope_vit_reg4_b14"),
+        ("NAME", None, "rope_vit_reg4_b14"),
         ("PT_GRID_SIZE", [16, 16, 16], r"\[h, w\]"),
         ("PT_GRID_SIZE", "counting", '"count"'),
         ("PT_GRID_SIZE", [0, 16], r"\[h, w\]"),
         ("WINDOW_SIZE", -1, "0 .no windows."),
+        ("WINDOW_SIZE", 0.0, "0 .no windows."),
+        ("WINDOW_SIZE", False, "0 .no windows."),
         ("FREEZE_BLOCKS", 13, "1 to 12"),
         ("FREEZE_BLOCKS", -2, "-1 .all."),
         ("PATCH_STRIDE", 8, "16"),
         ("PATCH_STRIDE", 14, "16"),
+        ("PATCH_STRIDE", 16.0, "16"),
         ("IMAGE_SIZE", 225, "multiples of the patch size 16"),
         ("IMAGE_SIZE", [224], r"\[h, w\]"),
         ("GLOBAL_BLOCKS", [12], r"0\.\.11"),
@@ -101,13 +104,31 @@ def test_freeze_blocks_freezes(detector_cfg):
         ("COMPILE", 1, "True or False"),
         ("RESCALE_COORDS", 0.5, "1 or more"),
         ("RESCALE_COORDS", "2", "None .off."),
+        ("RESCALE_COORDS", float("nan"), "1 or more"),
         ("DROP_PATH_RATE", 1.5, "0 to below 1"),
+        ("DROP_PATH_RATE", False, "0 to below 1"),
+        ("DROP_PATH_RATE", float("nan"), "0 to below 1"),
     ],
 )
 def test_wrong_switches_name_key_and_allowed_values(detector_cfg, key, value, allowed):
     detector_cfg.MODEL.ROPE_VIT[key] = value
     with pytest.raises(InputError, match=rf"MODEL\.ROPE_VIT\.{key} is .*allowed: .*{allowed}"):
         build_model(detector_cfg)
+
+
+@pytest.mark.parametrize("name", ["build_rope_vit_backbone", "build_rope_vit_sfp_backbone"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.pop("ROPE_VIT"), r"call rope_vit_det\.add_rope_vit_config\(cfg\)"),
+        (lambda model: model.ROPE_VIT.update(NAME={"a": 1}), r"MODEL\.ROPE_VIT\.NAME is {'a': 1}"),
+    ],
+)
+def test_every_backbone_checks_before_it_reads(detector_cfg, name, spoil, message):
+    detector_cfg.MODEL.BACKBONE.NAME = name
+    spoil(detector_cfg.MODEL)
+    with pytest.raises(InputError, match=message):
+        build_backbone(detector_cfg)
 
 
 @pytest.mark.parametrize("value", ["336", "[336, 224]", "None"])

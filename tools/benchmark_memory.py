@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@input_errors_as_one_line()
 def main() -> None:
     args = vars(parse_args())
     out = args.pop("out")
@@ -39,5 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with input_errors_as_one_line():
-        main()
+    main()

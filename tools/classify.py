@@ -11,7 +11,9 @@ import sys
 from rope_vit_det.classification.main import run
 from rope_vit_det.errors import input_errors_as_one_line
 
-if __name__ == "__main__":
+
+@input_errors_as_one_line()
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,5 +36,8 @@ if __name__ == "__main__":
     parser.add_argument("--network", help="the architecture, where the file name does not say it")
     parser.add_argument("--batch-size", type=int, default=32, help="default: 32")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    with input_errors_as_one_line():
-        sys.exit(run(**vars(parser.parse_args())))
+    sys.exit(run(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

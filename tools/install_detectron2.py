@@ -18,7 +18,6 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ((3, 10), (3, 13))
 MIN_TORCH = (2, 6)
 
@@ -184,7 +183,7 @@ def build_wheel(source: Path, target: Path) -> None:
         f"{DIST_INFO}/METADATA": "".join(f"{k}: {v}\n" for k, v in fields).encode(),
         f"{DIST_INFO}/WHEEL": b"Wheel-Version: 1.0\nGenerator: rope-vit-det\n"
         b"Root-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{DIST_INFO}/LICENSE": (ROOT / "LICENSE").read_bytes(),
+        f"{DIST_INFO}/LICENSE": read_license(),
         f"{DIST_INFO}/ORIGIN.txt": ORIGIN.encode(),
     }
     record = io.StringIO()
@@ -197,6 +196,16 @@ def build_wheel(source: Path, target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+
+
+def read_license() -> bytes:
+    """The Apache License 2.0, which is ours and Detectron2's."""
+    here = Path(__file__).resolve().parents[1] / "LICENSE"
+    if here.is_file():
+        return here.read_bytes()
+    own = metadata.distribution("rope-vit-det")  # installed, without its sources
+    (path,) = (file for file in own.files or () if file.name == "LICENSE")
+    return path.read_binary()
 
 
 def _pip(failure: str, command: str, *arguments: str) -> None:

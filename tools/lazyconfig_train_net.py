@@ -8,7 +8,11 @@ from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.lazy import run_lazy
 from rope_vit_det.errors import input_errors_as_one_line
 
+
+@input_errors_as_one_line()
+def main() -> None:
+    run_lazy(argument_parser().parse_args())
+
+
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    with input_errors_as_one_line():
-        run_lazy(args)
+    main()

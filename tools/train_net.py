@@ -6,7 +6,11 @@ from rope_vit_det.engine.main import run
 from rope_vit_det.engine.own_data import add_own_data_options
 from rope_vit_det.errors import input_errors_as_one_line
 
+
+@input_errors_as_one_line()
+def main() -> None:
+    run(add_own_data_options(argument_parser()).parse_args())
+
+
 if __name__ == "__main__":
-    args = add_own_data_options(argument_parser()).parse_args()
-    with input_errors_as_one_line():
-        run(args)
+    main()

@@ -1,6 +1,5 @@
 """Classes and embeddings of images, without Detectron2: the model card's other two uses."""
 
-from .images import find_images
 from .output import write_classes, write_embeddings
 from .predict import Classes, Embeddings, classify, embed
 from .transform import classification_transform
@@ -11,7 +10,6 @@ __all__ = [
     "classification_transform",
     "classify",
     "embed",
-    "find_images",
     "write_classes",
     "write_embeddings",
 ]

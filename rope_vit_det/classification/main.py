@@ -1,15 +1,14 @@
 """What tools/classify.py does."""
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..images import find_images
 from ..models.variants import VARIANTS
 from ..weights import load_model
-from ..weights.info import architecture_from_config
-from .images import find_images
+from ..weights.info import architecture_from_config, parse_config
 from .output import check_output, write_classes, write_embeddings
 from .predict import classify, embed
 
@@ -31,7 +30,7 @@ def run(
 
     Args:
         weights: see :func:`rope_vit_det.load_model`.
-        inputs: see :func:`~rope_vit_det.classification.find_images`.
+        inputs: see :func:`~rope_vit_det.images.find_images`.
         output: a .csv or .npz file; None: CSV to stdout.
         size: a side, or (H, W), that images are resized to; None: that of the training.
         model_config: JSON with birder's keys, over the architecture and the file's own `config`.
@@ -77,14 +76,7 @@ def parse_model_config(text: str | None, network: str | None) -> dict[str, Any]:
     Raises:
         InputError: it is no JSON object, or has an entry that this project cannot build.
     """
-    if text is None:
-        return {}
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--model-config {text} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"--model-config {text} is not a JSON object")
+    config = parse_config(text, "--model-config")
     try:
         overrides = architecture_from_config(config, network if network in VARIANTS else None)
     except ValueError as error:

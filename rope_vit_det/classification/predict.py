@@ -1,9 +1,6 @@
 """Running a network over image files."""
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,13 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..device import find_device
 from ..errors import InputError
+from ..images import describe_read_error, load_batches
 from ..models import RoPEViT
 from ..weights import WeightsInfo
 from .transform import classification_transform, read_rgb
-
-_READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing run outside Python's lock
-_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def classify(
     Args:
         model, info: of :func:`rope_vit_det.load_model`. Images are resized to the size that the
             model's position table belongs to.
-        paths: see :func:`~rope_vit_det.classification.find_images`.
+        paths: see :func:`~rope_vit_det.images.find_images`.
         top_k: how many classes; at most all.
         device: None: the GPU where there is one, else the CPU.
         progress: shows a bar on stderr, if that is a terminal.
@@ -133,14 +129,14 @@ def _run(
     """Paths that could be read, the function's outputs batch by batch, and paths that could not."""
     if batch_size < 1:
         raise InputError(f"the batch size must be 1 or more, got {batch_size}")
-    device = _device(device)
+    device = find_device(device)
     model.eval().to(device)
     size = (model.pos_grid[0] * model.patch_size, model.pos_grid[1] * model.patch_size)
     transform = classification_transform(size, info.rgb_mean, info.rgb_std)
     read, outputs, unreadable = [], [], {}
     bar = tqdm(total=len(paths), unit="image", disable=None if progress else True)
     with bar, torch.inference_mode():
-        for batch in _batches(paths, batch_size, partial(_load, transform=transform)):
+        for batch in load_batches(paths, batch_size, partial(_load, transform=transform)):
             images = []
             for path, image in batch:
                 if isinstance(image, str):
@@ -166,38 +162,9 @@ def _run(
     return read, outputs, unreadable
 
 
-def _batches(
-    paths: Sequence[str], batch_size: int, load: Callable[[str], Tensor | str]
-) -> Iterator[list[tuple[str, Tensor | str]]]:
-    """Loads a few batches ahead of the one that the network works on."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        ahead: deque = deque()
-        for start in range(0, len(paths), batch_size):
-            chunk = paths[start : start + batch_size]
-            ahead.append([(path, pool.submit(load, path)) for path in chunk])
-            if len(ahead) > _BATCHES_AHEAD:
-                yield [(path, future.result()) for path, future in ahead.popleft()]
-        while ahead:
-            yield [(path, future.result()) for path, future in ahead.popleft()]
-
-
 def _load(path: str, transform: Callable) -> Tensor | str:
     """The network's input, or the reason why there is none."""
     try:
         return transform(read_rgb(path))
     except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        return " ".join(str(error).replace(repr(path), "the file").split()) or type(error).__name__
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device {device} cannot be used here: {reason}") from None
-    return device
+        return describe_read_error(path, error)

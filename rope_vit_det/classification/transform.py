@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from ..images import check_depth
+
 
 def classification_transform(
     size: tuple[int, int], rgb_mean: Sequence[float], rgb_std: Sequence[float]
@@ -35,6 +37,5 @@ def read_rgb(path: str | os.PathLike) -> Image.Image:
         OSError, and others of PIL: the file is missing, damaged, or no image.
     """
     with Image.open(path) as image:
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise ValueError(f"its pixels have more than 8 bits (mode {image.mode})")
+        check_depth(image)
         return image.convert("RGB")

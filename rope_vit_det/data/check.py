@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ..errors import InputError
+from .classes import num_classes
+from .coco_file import read_coco
 from .inspection import Inspection, inspect_coco
 from .own import own_datasets
 
@@ -113,7 +114,7 @@ def _check_coco(
     cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
 ) -> list[str]:
     path = metadata.json_file
-    coco = _read(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
+    coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
     is_own = name in own_datasets(cfg)
     masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
     inspection = inspect_coco(
@@ -124,28 +125,13 @@ def _check_coco(
         open_images=is_own,
     )
     _report(inspection, faults_file, print_all=is_own)
-    wanted = _num_classes(cfg)
+    wanted = num_classes(cfg)
     if wanted is not None and wanted[1] != len(coco["categories"]):
         raise InputError(
             f"{path} has {len(coco['categories'])} categories, {wanted[0]} is {wanted[1]}; "
             f"set {wanted[0]} {len(coco['categories'])}"
         )
     return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
-
-
-def _read(path: str, *, needed: tuple[str, ...]) -> dict:
-    try:
-        with open(path, encoding="utf-8") as file:
-            coco = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON file: {error}") from None
-    for field in needed:
-        if not isinstance(coco, dict) or not isinstance(coco.get(field), list):
-            raise InputError(
-                f"{path} is not COCO instance annotation: it has no list {field!r}; see "
-                "https://cocodataset.org/#format-data"
-            )
-    return coco
 
 
 def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
@@ -164,12 +150,3 @@ def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> No
         )
     if inspection.faults or print_all:
         print(inspection.describe(), flush=True)
-
-
-def _num_classes(cfg: CfgNode) -> tuple[str, int] | None:
-    """The key and value by which the model knows how many categories there are, if it does."""
-    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
-        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    return None

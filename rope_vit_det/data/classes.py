@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -34,6 +35,15 @@ def dataset_classes(name: str) -> Classes | None:
         first = 1 if metadata.get("evaluator_type", None) == "lvis" else 0
         ids = list(range(first, first + len(names)))
     return {"names": [str(each) for each in names], "ids": [int(each) for each in ids]}
+
+
+def num_classes(cfg: CfgNode) -> tuple[str, int] | None:
+    """The key and value by which the model knows how many categories there are, if it does."""
+    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
+        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
+    return None
 
 
 def to_coco_results(

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-import numpy as np
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -17,8 +16,15 @@ from ..weights.detectron2_format import BACKBONE, METADATA_KEY
 from ..weights.files import SUFFIXES, is_weights_file
 from ..weights.load import PREFIX, birder_url
 from ..weights.safe import load_pickle, load_torch_file
+from .checkpoint_files import (
+    check_tensors,
+    prune_checkpoints,
+    resumable_checkpoint,
+    tag_checkpoint,
+    write_checkpoint,
+)
 
-BEST = "model_best.pth"
+BEST = "model_best"
 
 
 class DetectorCheckpointer(DetectionCheckpointer):
@@ -36,6 +42,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         *,
         classes: Classes | None = None,
         trained_model: nn.Module | None = None,
+        keep: int = 0,
         **kwargs: Any,
     ) -> None:
         """
@@ -46,25 +53,53 @@ class DetectorCheckpointer(DetectionCheckpointer):
             trained_model: the one that learns, where `model` is an average of its weights; saved as
                 "trained_model" for a resume. Whatever else is loaded, it gets the weights of
                 `model`.
+            keep: periodic checkpoints that are kept, the newest; 0: all.
             kwargs: see :class:`DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **kwargs)
         self.classes = classes
         self.trained_model = trained_model
+        self.keep = keep
         if trained_model is not None:
             self.add_checkpointable("trained_model", trained_model)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """See `fvcore.common.checkpoint.Checkpointer.save`."""
-        if self.classes is not None:
-            kwargs["classes"] = self.classes
-        super().save(name, **kwargs)
+        """See `fvcore.common.checkpoint.Checkpointer.save`; the file appears whole or not at all.
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """See `fvcore.common.checkpoint.Checkpointer.tag_last_checkpoint`."""
+        Raises:
+            DiskFullError: it cannot be written.
+        """
+        if not (self.save_dir and self.save_to_disk):
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: each.state_dict() for key, each in self.checkpointables.items()}
+        data |= kwargs
+        if self.classes is not None:
+            data["classes"] = self.classes
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        write_checkpoint(path, data)
         # The best lies beside the others: a run resumes from the last.
-        if last_filename_basename != BEST:
-            super().tag_last_checkpoint(last_filename_basename)
+        if name != BEST:
+            tag_checkpoint(self.save_dir, f"{name}.pth")
+        if self.keep:
+            prune_checkpoints(self.save_dir, self.keep)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """See `fvcore.common.checkpoint.Checkpointer.resume_or_load`.
+
+        A damaged checkpoint is named, and the one before is used. All processes are to call this.
+
+        Raises:
+            InputError: see :meth:`load`; or every checkpoint is damaged.
+        """
+        last = None
+        if resume:
+            last = resumable_checkpoint(self.save_dir) if comm.is_main_process() else None
+            last = comm.all_gather(last)[0]
+        if last:
+            return self.load(last)
+        return self.load(path, checkpointables=[])
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `fvcore.common.checkpoint.Checkpointer.load`.
@@ -89,7 +124,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         if not isinstance(loaded, Mapping):
             raise InputError(f"{filename} is no checkpoint: it holds a {type(loaded).__name__}")
         loaded = dict(loaded) if "model" in loaded else {"model": loaded}
-        _check_tensors(filename, loaded["model"])
+        check_tensors(filename, loaded["model"])
         query = getattr(self._parsed_url_during_load, "query", "")
         if parse_qs(query).get("matching_heuristics") == ["True"]:
             loaded["matching_heuristics"] = True
@@ -170,24 +205,12 @@ def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise InputError(f"{filename} is no checkpoint: it holds a {type(data).__name__}")
     if "model" in data and "__author__" in data:
-        _check_tensors(filename, data["model"])
+        check_tensors(filename, data["model"])
         return dict(data)
     data = data.get("blobs", data)
     model = {key: value for key, value in data.items() if not key.endswith("_momentum")}
-    _check_tensors(filename, model)
+    check_tensors(filename, model)
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _check_tensors(filename: str, model: Any) -> None:
-    if not isinstance(model, Mapping):
-        raise InputError(f"{filename} is no checkpoint: its 'model' is a {type(model).__name__}")
-    for key, value in model.items():
-        if not isinstance(value, torch.Tensor | np.ndarray):
-            kind = type(value).__name__
-            raise InputError(f"{filename} is no checkpoint: its {key!r} is a {kind}, not a tensor")
-        value = torch.as_tensor(value)
-        if value.is_floating_point() and value.isnan().any():
-            raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
 
 
 def _is_birders(weights: Any) -> bool:

@@ -1,7 +1,6 @@
 """The command line of the training tools: Detectron2's, with --config-file as often as wanted."""
 
 import argparse
-import difflib
 import logging
 import os
 from pathlib import Path
@@ -9,16 +8,24 @@ from pathlib import Path
 import detectron2
 from detectron2.engine import default_argument_parser
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In the package where it is installed, beside it in its sources.
+CONFIGS = next(
+    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
+)
 # Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's `default_argument_parser`; `args.config_file` is a list, in the order given."""
+    """Detectron2's `default_argument_parser`, and --overwrite.
+
+    `args.config_file` is a list, in the order given.
+    """
     detectron2s = default_argument_parser(epilog)
     parser = argparse.ArgumentParser(
         parents=[detectron2s],
@@ -26,15 +33,34 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         epilog=detectron2s.epilog,
         formatter_class=detectron2s.formatter_class,
     )
+    add_config_option(parser)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train in an output folder that holds an earlier training, which is moved aside",
+    )
+    return parser
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --config-file; `args.config_file` is a list, in the order given."""
     parser.add_argument(
         "--config-file",
         action="append",
         default=[],
         metavar="FILE",
-        help="path of a config file, or its name in Detectron2's model zoo; may be repeated: "
-        "files merge in the order given",
+        help="path of a config file, or its name in configs/ or in Detectron2's model zoo; may be "
+        "repeated: files merge in the order given",
     )
-    return parser
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """The (height, width) of a command line: "1024", a square, or "800x1333"."""
+    height, _, width = text.partition("x")
+    size = (int(height), int(width or height))
+    if min(size) < 1:
+        raise ValueError(f"{text}: a side of no pixels")
+    return size
 
 
 def config_files(args: argparse.Namespace) -> list[str]:
@@ -56,18 +82,25 @@ def without_config_files(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def find_config_file(name: str) -> str:
-    """The path of a config file: as given, or else by its name in Detectron2's model zoo.
+    """The path of a config file: as given, or else by its name in `configs/` or Detectron2's zoo.
+
+    Args:
+        name: such as "configs/demo.yaml" or "demo.yaml", wherever one is.
 
     Raises:
-        InputError: there is neither; names close matches of the zoo.
+        InputError: there is none; names close matches.
     """
     if os.path.isfile(name):
         return name
-    if name and (ZOO / name).is_file():
-        return str(ZOO / name)
-    known = [path.relative_to(ZOO).as_posix() for path in ZOO.rglob("*.yaml")]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    for path in (CONFIGS / name.removeprefix("configs/"), ZOO / name) if name else ():
+        if path.is_file():
+            return str(path)
+    known = [
+        path.relative_to(folder).as_posix()
+        for folder in (CONFIGS, ZOO)
+        for path in folder.rglob("*.*")
+    ]
     raise InputError(
-        f"--config-file {name}: no such file, neither here nor in Detectron2's model zoo{hint}"
+        f"--config-file {name}: no such file, neither here nor in configs/ or Detectron2's zoo"
+        + did_you_mean(name, known)
     )

@@ -1,7 +1,6 @@
 """The demo: a small dataset, a short training on whatever machine is there, and its pictures."""
 
 import itertools
-import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,10 @@ from detectron2.engine import DefaultPredictor
 from tabulate import tabulate
 
 from ..data.demo import demo_dataset_root, generate_demo_dataset
-from ..evaluation.plots import draw_predictions, plot_curves
+from ..evaluation.plots import plot_curves
+from ..visualization.predictions import draw_predictions
 from .main import train
+from .output import describe_output, move_aside
 from .setup import check_config, load_config, setup
 
 NUM_PICTURES = 6
@@ -23,8 +24,7 @@ NUM_PICTURES = 6
 def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     """Generates the dataset, trains and evaluates a detector on it, draws curves and predictions.
 
-    What an earlier run left in OUTPUT_DIR is moved aside, to a folder with ".previous" behind its
-    name.
+    What an earlier run left in OUTPUT_DIR is moved aside, as with --overwrite of the training tool.
 
     Args:
         config_file: the yaml of the demo.
@@ -41,7 +41,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     check_config(cfg)
 
     output = Path(cfg.OUTPUT_DIR)
-    _move_aside(output)
+    move_aside(cfg.OUTPUT_DIR)
     _step(2, f"training for {cfg.SOLVER.MAX_ITER} iterations, then evaluation")
     cfg = setup(cfg, args)
     results = train(cfg)
@@ -52,26 +52,11 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
 
     _step(4, "done")
     print(_ap_table(results))
-    print("\nIn", output)
-    for name, what in (
-        ("model_final.pth", "the trained detector"),
-        ("predictions.png", "held-out images: ground truth beside predictions"),
-        ("curves.png", "losses and AP over the iterations"),
-        ("metrics.json", "every logged number; TensorBoard: tensorboard --logdir " + str(output)),
-        ("config.yaml", "the full config"),
-    ):
-        print(f"  {name:16} {what}")
+    print(f"\n{describe_output(cfg.OUTPUT_DIR)}")
 
 
 def _step(number: int, what: str) -> None:
     print(f"\n=== [{number}/4] {what}", flush=True)
-
-
-def _move_aside(output: Path) -> None:
-    if output.exists():
-        previous = output.with_name(output.name + ".previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        output.rename(previous)
 
 
 def _draw_held_out_images(cfg: CfgNode, weights: Path, out: Path) -> None:
@@ -84,7 +69,7 @@ def _draw_held_out_images(cfg: CfgNode, weights: Path, out: Path) -> None:
     predictions = [
         predictor(cv2.imread(image["file_name"]))["instances"].to("cpu") for image in images
     ]
-    draw_predictions(images, predictions, MetadataCatalog.get(name), out)
+    draw_predictions(images, predictions, MetadataCatalog.get(name).thing_classes, out)
 
 
 def _ap_table(results: Mapping[str, Mapping[str, float]]) -> str:

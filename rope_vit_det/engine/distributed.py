@@ -77,6 +77,17 @@ def starts_the_run() -> bool:
     return int(os.getenv("LOCAL_RANK", "0")) == 0 or not dist.is_torchelastic_launched()
 
 
+def is_first_process(args: argparse.Namespace) -> bool:
+    """Whether this is, or will start, the main process of all machines.
+
+    Args:
+        args: with `machine_rank`.
+    """
+    if dist.is_torchelastic_launched():
+        return os.environ["RANK"] == "0"
+    return args.machine_rank == 0
+
+
 def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str) -> None:
     """Runs `main(args, *more)` in every process of this machine.
 

@@ -5,7 +5,7 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 
 import argparse
 import copy
-import os
+import logging
 from collections import OrderedDict
 from typing import Any
 
@@ -21,9 +21,14 @@ from torch import nn
 from ..config import AMP_DTYPES
 from ..errors import InputError
 from .checkpoint import DetectorCheckpointer, check_weights_path
+from .checkpoint_files import resumable_checkpoint
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .output import check_output, clear_output, describe_output
+from .record import record_run
 from .train_step import TrainStep
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
 
@@ -38,7 +43,9 @@ def run_lazy(args: argparse.Namespace) -> None:
         InputError: for a wrong config or weights.
     """
     cfg = load_lazy_config(args)
+    check_output(cfg.train.output_dir, args)
     check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    clear_output(cfg.train.output_dir, args)
     launch(_run_in_process, args, device=cfg.train.device)
 
 
@@ -88,7 +95,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
     if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
         raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))):
+    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
         weights = cfg.train.init_checkpoint
         try:
             check_weights_path(weights)
@@ -120,13 +127,16 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
         seed=_shared_seed(cfg),
         precision=_precision(cfg),
     )
-    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    saving = cfg.train.checkpointer
+    checkpointer = DetectorCheckpointer(
+        model, cfg.train.output_dir, keep=saving.get("max_to_keep", 0), trainer=trainer
+    )
     on_main = comm.is_main_process()
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if on_main else None,
+            hooks.PeriodicCheckpointer(checkpointer, saving.period) if on_main else None,
             hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)),
             hooks.PeriodicWriter(
                 default_writers(cfg.train.output_dir, cfg.train.max_iter),
@@ -172,13 +182,18 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace) -> None:
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
+    cfg.train.seed = _shared_seed(cfg)
     visible = copy.deepcopy(cfg)
     if not comm.is_main_process():
         visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
     setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.train.output_dir, cfg.train.seed)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(describe_output(cfg.train.output_dir))
 
 
 def _precision(cfg: DictConfig) -> torch.dtype:

@@ -1,6 +1,7 @@
 """What a command line does once its config is checked: train, or evaluate."""
 
 import argparse
+import logging
 from collections import OrderedDict
 from typing import Any
 
@@ -10,8 +11,11 @@ from detectron2.utils import comm
 
 from .checkpoint import DetectorCheckpointer
 from .distributed import check_processes, launch, starts_the_run
+from .output import check_output, clear_output, describe_output
 from .setup import check_config, load_config, setup
 from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,7 +31,9 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     check_processes(args, cfg)
     if starts_the_run():
+        check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
+        clear_output(cfg.OUTPUT_DIR, args)
     launch(_run_in_process, args, cfg, device=cfg.MODEL.DEVICE)
 
 
@@ -66,3 +72,5 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace, cfg: CfgNode) -> None:
     cfg = setup(cfg, args)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(describe_output(cfg.OUTPUT_DIR))

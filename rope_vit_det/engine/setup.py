@@ -2,9 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -21,6 +20,7 @@ from ..use import compared_settings, disagreement
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIX
 from .checkpoint import as_birder_url, check_weights_path, read_classes, weights_error
+from .checkpoint_files import resumable_checkpoint
 from .command_line import (
     config_files,
     find_config_file,
@@ -29,6 +29,7 @@ from .command_line import (
 )
 from .own_data import add_own_data
 from .projects import add_project_config
+from .record import record_run
 from .trainer import with_seed
 from .yaml_config import merge_from_yaml
 
@@ -48,18 +49,27 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         InputError: a missing file, one that would run code, an unknown key, a value of the wrong
             type.
     """
+    cfg = merge_config([find_config_file(name) for name in config_files(args)], args.opts)
+    add_own_data(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
+    """A config of yaml files, in this order, and KEY VALUE pairs; no data is looked at.
+
+    Raises:
+        InputError: as :func:`load_config` does.
+    """
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    for name in config_files(args):
-        path = find_config_file(name)
+    for path in paths:
         add_project_config(cfg, path)
         _merge(path, partial(merge_from_yaml, cfg), path)
-    _merge("command line", cfg.merge_from_list, args.opts)
+    _merge("command line", cfg.merge_from_list, list(opts))
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
-    add_own_data(cfg, args)
-    cfg.freeze()
     return cfg
 
 
@@ -75,7 +85,8 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     """
     check_input_config(cfg)
     check_solver_config(cfg)
-    if not (resume and _resumed_file(cfg)):
+    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
+    if resumed is None:
         try:
             check_weights_path(cfg.MODEL.WEIGHTS)
             if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
@@ -87,7 +98,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
     names = check_datasets(cfg, eval_only=eval_only)
-    weights = (resume and _resumed_file(cfg)) or (eval_only and cfg.MODEL.WEIGHTS)
+    weights = resumed or (eval_only and cfg.MODEL.WEIGHTS)
     known = read_classes(weights) if weights else None
     if names is not None and known is not None:
         check_same_classes(names, "the dataset", known["names"], f"checkpoint {weights}")
@@ -108,6 +119,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
     log_config_files(args)
     default_setup(visible, without_config_files(args))
+    if comm.is_main_process():
+        record_run(cfg.OUTPUT_DIR, cfg.SEED)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
     return cfg
@@ -118,12 +131,6 @@ def _without_output(cfg: CfgNode) -> CfgNode:
     cfg.defrost()
     cfg.OUTPUT_DIR = None
     return cfg
-
-
-def _resumed_file(cfg: CfgNode) -> str | None:
-    """The checkpoint that --resume continues from, if there is one."""
-    tag = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-    return str(tag.with_name(tag.read_text().strip())) if tag.is_file() else None
 
 
 def _check_agreement(cfg: CfgNode) -> None:

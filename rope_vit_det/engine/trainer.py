@@ -57,6 +57,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             classes=dataset_classes(cfg.DATASETS.TRAIN[0]),
             trained_model=self.ema and self.ema.trained_model,
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0

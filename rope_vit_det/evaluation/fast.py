@@ -49,7 +49,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._is_fast = is_installed()
         super().__init__(*args, use_fast_impl=not self._is_fast, **kwargs)
         if self._do_evaluation:
-            _complete(self._coco_api)
+            complete_annotations(self._coco_api)
         if self._is_fast:
             from faster_coco_eval import COCO
 
@@ -208,7 +208,7 @@ def class_table(names: Sequence[str], precision: np.ndarray, columns: int = 3) -
     return tabulate(rows, ["category", "AP"] * columns, tablefmt="pipe", disable_numparse=True)
 
 
-def _complete(coco: Any) -> None:
+def complete_annotations(coco: Any) -> None:
     """Gives annotations what pycocotools fails without: "iscrowd", "area", and ids from 1.
 
     An object of id 0 would count as not found.

@@ -1,11 +1,35 @@
 """How much a network computes, and how many parameters it has, without computing anything."""
 
-from typing import Any
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..layers.patch_embed import PatchEmbed, resample_kernel
+from .rope_vit import RoPEViT
 from .variants import create_model
+
+_aten = torch.ops.aten
+# By name, the first that matches.
+_PARTS = {
+    "stem": r"conv_proj",
+    "attention": r"encoder\.block\.\d+\.attn",
+    "feed-forward layers": r"encoder\.block\.\d+\.mlp",
+    "tokens, positions, norms": r"",
+}
+
+
+class Complexity(NamedTuple):
+    """Of a module, or of a part of it."""
+
+    parameters: int
+    multiply_adds: int  # products of matrices and convolutions, those within attention included
+    activations: int  # elements that convolutions and linear layers put out
 
 
 def count_parameters(name: str, **kwargs: Any) -> int:
@@ -18,16 +42,107 @@ def count_parameters(name: str, **kwargs: Any) -> int:
 def count_multiply_adds(name: str, height: int, width: int, **kwargs: Any) -> int:
     """Multiply-adds of :meth:`RoPEViT.detection_features` for one image.
 
-    Products of matrices and convolutions count, those within attention included. Norms,
-    activations, rotation and resampling, which are linear in the tokens and small, do not.
+    Args:
+        name, height, width, kwargs: of :func:`network_complexity`.
+    """
+    parts = network_complexity(name, height, width, **kwargs)
+    return sum(part.multiply_adds for part in parts.values())
+
+
+def network_complexity(name: str, height: int, width: int, **kwargs: Any) -> dict[str, Complexity]:
+    """What the parts of a network cost for one image, without anything behind the last block.
 
     Args:
         name, kwargs: of :func:`create_model`.
         height, width: of the image in pixels, multiples of the patch stride.
     """
-    with torch.device("meta"), torch.inference_mode():
-        model = create_model(name, **kwargs, features_only=True)
+    with torch.device("meta"):
+        model = create_model(name, **kwargs, features_only=True).eval()
         image = torch.empty(1, 3, height, width)
-        with FlopCounterMode(display=False) as counter:
-            model.detection_features(image)
-    return counter.get_total_flops() // 2  # a multiply-add is two operations
+    return count_complexity(_Features(model), image, lambda path: network_part(path[len("net.") :]))
+
+
+def network_part(path: str) -> str:
+    """The part of a :class:`RoPEViT` that a module or parameter of that name belongs to."""
+    for part, pattern in _PARTS.items():
+        if re.match(pattern, path):
+            return part
+    raise AssertionError("the last pattern matches everything")
+
+
+class _Features(nn.Module):
+    def __init__(self, net: RoPEViT) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.net.detection_features(x)
+
+
+def count_complexity(
+    model: nn.Module, inputs: Any, part_of: Callable[[str], str]
+) -> dict[str, Complexity]:
+    """What every part of a model costs, in one forward pass.
+
+    Norms, activation functions, rotation and interpolation, which are linear in the tokens and
+    small, do not count. On the meta device nothing is computed.
+
+    Args:
+        model: in evaluation mode; its patch kernels are resampled for good, which is work of once
+            and not of every image.
+        inputs: its argument.
+        part_of: the part that a module or a parameter belongs to, by its name in the model
+            ("": the model itself).
+
+    Returns:
+        The parts in the order of their parameters.
+    """
+    parameters: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parameters[part_of(name)] += parameter.numel()
+
+    _fix_kernels(model)
+
+    def elements(*args: Any, out_shape: Any, **kwargs: Any) -> int:
+        return math.prod(out_shape)
+
+    stored = dict.fromkeys((_aten.convolution, _aten.addmm, _aten.mm), elements)
+    # Attention, which does not store its scores.
+    stored |= dict.fromkeys((_aten.bmm, _aten.baddbmm), lambda *args, **kwargs: 0)
+    flops = FlopCounterMode(display=False)
+    activations = FlopCounterMode(display=False, custom_mapping=stored)
+    with torch.inference_mode(), activations, flops:
+        model(inputs)
+    operations, activations = _by_part(flops, part_of), _by_part(activations, part_of)
+    return {
+        # A multiply-add is two operations.
+        part: Complexity(parameters[part], operations[part] // 2, activations[part])
+        for part in dict.fromkeys((*parameters, *operations))
+    }
+
+
+def _by_part(counter: FlopCounterMode, part_of: Callable[[str], str]) -> Counter[str]:
+    """The counts of all modules, each without those of the modules in it, by part."""
+    # The names begin with the class of the model.
+    counts = {
+        name.partition(".")[2]: sum(by_operator.values())
+        for name, by_operator in counter.get_flop_counts().items()
+        if name != "Global"
+    }
+    parts: Counter[str] = Counter()
+    for path, count in counts.items():
+        parts[part_of(path)] += count
+        while path:  # up to the module that called it
+            path = path.rpartition(".")[0]
+            if path in counts:
+                parts[part_of(path)] -= count
+                break
+    return parts
+
+
+def _fix_kernels(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, PatchEmbed) and module.resize_matrix is not None:
+            with torch.no_grad():
+                kernel = resample_kernel(module.weight, module.resize_matrix)
+            module.weight, module.resize_matrix = nn.Parameter(kernel), None

@@ -19,6 +19,14 @@ from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_po
 from ..layers.pooling import AttentionPool
 from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
+from .arguments import (
+    are_blocks,
+    check_argument,
+    is_number,
+    is_pair,
+    is_share,
+    is_whole_number,
+)
 
 # There is a graph for each combination of: the kinds of edge windows (about 15), batches of one or
 # more images, training or inference, precision.
@@ -110,21 +118,45 @@ class RoPEViT(nn.Module):
                 :meth:`detection_features` works.
         """
         super().__init__()
-        if any(side % patch_size for side in image_size):
-            raise ValueError(
-                f"image_size {tuple(image_size)} must be a multiple of the patch size {patch_size}"
-            )
-        if not isinstance(window_size, int) or window_size < 0:
-            raise ValueError(f"window_size must be a whole number of 0 or more, got {window_size}")
+        check_argument(
+            "image_size",
+            image_size,
+            is_pair(image_size) and not any(side % patch_size for side in image_size),
+            f"a side in pixels or (H, W), each a multiple of the patch size {patch_size}",
+        )
+        check_argument(
+            "patch_stride",
+            patch_stride,
+            patch_stride is None or is_whole_number(patch_stride, 1),
+            f"None (the patch size {patch_size}) or a whole number of pixels, 1 or more",
+        )
+        check_argument(
+            "window_size",
+            window_size,
+            is_whole_number(window_size),
+            "0 (no windows) or a whole number of tokens",
+        )
+        check_argument(
+            "global_blocks",
+            global_blocks,
+            global_blocks is None or are_blocks(global_blocks, num_layers),
+            f"None (the last block of each quarter) or a list of indices in 0..{num_layers - 1}",
+        )
+        check_argument(
+            "rescale_coords",
+            rescale_coords,
+            rescale_coords is None or (is_number(rescale_coords) and rescale_coords >= 1),
+            "None (off) or a number of 1 or more",
+        )
+        check_argument(
+            "drop_path_rate", drop_path_rate, is_share(drop_path_rate), "a number in 0 <= rate < 1"
+        )
+        classes = "0 (no classifier) or a whole number of classes"
+        check_argument("num_classes", num_classes, is_whole_number(num_classes), classes)
+        if features_only:
+            check_argument("num_classes", num_classes, not num_classes, "0 with features_only")
         if global_blocks is None:
             global_blocks = {max(num_layers * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
-        if rescale_coords is not None and rescale_coords < 1:
-            raise ValueError(f"rescale_coords must be None or at least 1, got {rescale_coords}")
-        for block in global_blocks:
-            if not 0 <= block < num_layers:
-                raise ValueError(
-                    f"global_blocks must lie in 0..{num_layers - 1}, got {list(global_blocks)}"
-                )
         self.patch_size = patch_size
         self.patch_stride = patch_size if patch_stride is None else patch_stride
         self.hidden_dim = hidden_dim
@@ -135,6 +167,7 @@ class RoPEViT(nn.Module):
         self.global_blocks = frozenset(global_blocks)
         self.tile_pos_embed = tile_pos_embed
         self.rescale_coords = rescale_coords
+        self.features_only = features_only
         self.activation_checkpoint = activation_checkpoint
         self.compiled = compile
         self._compiled_blocks: Callable | None = None
@@ -197,16 +230,29 @@ class RoPEViT(nn.Module):
 
     @pt_grid_size.setter
     def pt_grid_size(self, value: PtGridSize) -> None:
-        if value is not None and value != "count":
-            value = _grid_size(value)
-        self._pt_grid_size = value
+        check_argument(
+            "pt_grid_size",
+            value,
+            value is None or value == "count" or is_pair(value),
+            'None, "count" or two whole numbers (h, w)',
+        )
+        self._pt_grid_size = tuple(value) if is_pair(value) else value
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to logits (N, num_classes), or embeddings without a classifier."""
         return self.classifier(self.embedding(x))
 
     def embedding(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W), multiples of the patch stride, to embeddings (N, hidden_dim)."""
+        """Images (N, 3, H, W), multiples of the patch stride, to embeddings (N, hidden_dim).
+
+        Raises:
+            RuntimeError: the network was built for features only.
+        """
+        if self.features_only:
+            raise RuntimeError(
+                "a network for features only has no final norm, pooling and classifier: call "
+                "detection_features(), or build one with rope_vit_det.create_model"
+            )
         x, _ = self._encode(x)
         x = self.norm(x)
         patches = x[:, self.num_special_tokens :]
@@ -361,8 +407,12 @@ class RoPEViT(nn.Module):
             num_blocks: 1 to the depth; 0: nothing is frozen; -1: all of the network.
         """
         depth = len(self.encoder.block)
-        if not -1 <= num_blocks <= depth:
-            raise ValueError(f"num_blocks must lie in -1..{depth}, got {num_blocks}")
+        check_argument(
+            "num_blocks",
+            num_blocks,
+            is_whole_number(num_blocks, -1) and num_blocks <= depth,
+            f"a whole number in -1..{depth}",
+        )
         if num_blocks == 0:
             return
         blocks = self.encoder.block if num_blocks == -1 else self.encoder.block[:num_blocks]
@@ -441,16 +491,3 @@ class EncoderBlock(nn.Module):
         x = x + self.drop_path(self.layer_scale_1(y))
         y = self.mlp(self.norm2(x.to(dtype)))
         return x + self.drop_path(self.layer_scale_2(y))
-
-
-def _grid_size(value: Sequence[int]) -> tuple[int, int]:
-    if (
-        isinstance(value, str)
-        or not isinstance(value, Sequence)
-        or len(value) != 2
-        or not all(isinstance(side, int) and side > 0 for side in value)
-    ):
-        raise ValueError(
-            f'pt_grid_size must be None, "count" or two whole numbers (h, w), got {value!r}'
-        )
-    return (value[0], value[1])

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import did_you_mean
+from .arguments import is_whole_number
 from .rope_vit import PtGridSize, RoPEViT
 
 _DEMO = dict(hidden_dim=192, num_layers=4, num_heads=3, mlp_dim=768)
@@ -129,19 +131,22 @@ def create_model(
     Raises:
         ValueError: for an unknown name or a wrong value.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(sorted(VARIANTS))}")
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise ValueError(
+            f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; known are "
+            f"{', '.join(sorted(VARIANTS))}"
+        )
     architecture = VARIANTS[name] | kwargs
     if drop_path_rate is not None:
         architecture["drop_path_rate"] = drop_path_rate
     if image_size is None:
         image_size = 224
-    if isinstance(image_size, int):
+    if is_whole_number(image_size):
         image_size = (image_size, image_size)
     return cls(
         **architecture,
         num_classes=num_classes,
-        image_size=tuple(image_size),
+        image_size=image_size,
         patch_stride=patch_stride,
         pt_grid_size=pt_grid_size,
         window_size=window_size,

@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from torch import Tensor
 
@@ -16,9 +15,9 @@ from ..errors import InputError
 from .files import (
     info_from_fields,
     network_of_file_name,
-    new_file,
     read_fields,
     read_weights_file,
+    write_torch_file,
 )
 from .hub import cache_folder
 from .info import WeightsInfo
@@ -96,8 +95,7 @@ def detectron2_checkpoint(url: str) -> Path:
     with FileLock(f"{target}.lock"):
         if not target.is_file():
             state, info = _read(path)
-            with new_file(target, force=True) as temporary:
-                torch.save(to_detectron2(state, info, source=url), temporary)
+            write_torch_file(target, to_detectron2(state, info, source=url), force=True)
     return target
 
 

@@ -3,6 +3,7 @@
 Formats: `birder.common.fs_ops.checkpoint_model` and `save_st`.
 """
 
+import filecmp
 import json
 import os
 import re
@@ -97,12 +98,23 @@ def write_weights_file(
     if info.config:
         fields["config"] = dict(info.config)
     state = OrderedDict((key, _own(tensor)) for key, tensor in state_dict.items())
+    if path.suffix == ".pt":
+        write_torch_file(path, {"state": state, **fields}, force=force)
+        return
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
     with new_file(path, force=force) as temporary:
-        if path.suffix == ".pt":
-            torch.save({"state": state, **fields}, temporary)
-        else:
-            metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
-            save_file(dict(state), temporary, metadata)
+        save_file(dict(state), temporary, metadata)
+
+
+def write_torch_file(path: str | os.PathLike, content: Any, *, force: bool = False) -> None:
+    """`torch.save`, whole or not at all; the same content gives the same bytes.
+
+    Raises:
+        InputError: see :func:`new_file`.
+    """
+    # Given a path, torch would put the temporary name into the file.
+    with new_file(path, force=force) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 @contextmanager
@@ -116,24 +128,41 @@ def new_file(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
         InputError: the file is there and not to be replaced, or cannot be written.
     """
     path = Path(os.path.realpath(path))  # through a link, to the file it stands for
-    there = InputError(f"{path} is there already; give another name, or --force to replace it")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder")
-    if path.exists() and not force:
-        raise there
+    check_new_file(path, force=force)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        if path.exists() and not force:
-            raise there
+        check_new_file(path, force=force or _equal(temporary, path))
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: str | os.PathLike, *, force: bool = False) -> None:
+    """Finds out, before the work, whether a file can be put at a path.
+
+    Raises:
+        InputError: there is a folder, or a file that is not to be replaced.
+    """
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder")
+    if os.path.exists(path) and not force:
+        raise InputError(f"{path} is there already; give another name, or --force to replace it")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Puts the names of the files onto the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_weights_file(path: str | os.PathLike) -> bool:
@@ -294,6 +323,11 @@ def _parse(path: Path, key: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         raise InputError(f"{path}: its metadata {key!r} is not JSON") from None
+
+
+def _equal(new: Path, old: Path) -> bool:
+    """Whether another process, at the same time, wrote the same."""
+    return old.is_file() and filecmp.cmp(new, old, shallow=False)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """What a weights file says about its network, in birder's terms and in ours."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import InputError
 from ..models.variants import VARIANTS
 
 TASK = "image_classification"
@@ -109,6 +111,26 @@ class WeightsInfo:
     def pt_grid_size(self) -> tuple[int, int] | None:
         """(h, w) that rotary positions are scaled onto; None: they count."""
         return self.rope["default_pt_grid_size"]
+
+
+def parse_config(text: str | None, option: str) -> dict[str, Any]:
+    """A `config` from the JSON on a command line; {} where there is none.
+
+    Args:
+        option: of the command line, for the message.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{option} {text} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{option} {text} is not a JSON object")
+    return config
 
 
 def architecture_from_config(config: Mapping[str, Any], network: str | None) -> dict[str, Any]:

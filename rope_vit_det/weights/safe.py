@@ -9,6 +9,7 @@ import collections
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +39,9 @@ def load_torch_file(path: str | os.PathLike, *, mmap: bool = False) -> Any:
     path = _existing(path)
     mmap = mmap and zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(_numpy_globals()):
+        # torch's warnings are about files that are then refused, in one line of ours.
+        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = _CODE.search(_last_paragraphs(str(error)))

@@ -19,7 +19,7 @@ def run(small_demo_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     environment = os.environ | {"DETECTRON2_DATASETS": str(small_demo_dataset.parent)}
 
-    def run(tool, *arguments):
+    def run(tool, *arguments, status=0):
         answer = subprocess.run(
             [sys.executable, "-W", "ignore", ROOT / "tools" / tool, *map(str, arguments)],
             capture_output=True,
@@ -27,7 +27,7 @@ def run(small_demo_dataset, tmp_path_factory):
             cwd=folder,
             env=environment,
         )
-        assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
+        assert answer.returncode == status, answer.stdout[-2000:] + answer.stderr[-4000:]
         return answer.stdout + answer.stderr
 
     run.folder = folder
@@ -61,6 +61,26 @@ def test_training_leaves_what_detectron2_leaves(trained):
     assert losses and np.isfinite(losses).all()
     weights = torch.load(out / "model_final.pth", weights_only=False)["model"]
     assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_a_run_tells_where_everything_lies_and_records_how_it_was_started(trained):
+    out, log = trained
+    assert f"In {out}:" in log
+    (row,) = [json.loads(line) for line in (out / "runs.json").read_text().splitlines()]
+    assert row["config"] == (out / "config.yaml").read_text()
+    assert row["seed"] == 7 and "SEED: 7" in row["config"]
+    assert row["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "SOLVER.MAX_ITER" in row["command"]
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert (row["git_revision"] or "").removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(run, config, trained):
+    out, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    line = run("train_net.py", *config, "OUTPUT_DIR", "out", status=2).splitlines()[-1]
+    assert line.startswith("error: out holds") and "--overwrite" in line
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_evaluation_alone_finds_what_the_training_run_found(run, config, trained):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import move_off_initial_values, relative_difference
 
-from rope_vit_det import create_model
+from rope_vit_det import RoPEViTBackbone, create_model
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
@@ -20,8 +20,38 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(name="rope_vit_x14"), "rope_vit_x14.*known are.*rope_vit_reg4_b14"),
+        (dict(name="rope_vit_x14"), "rope_vit_x14.*did you mean.*known are.*rope_vit_reg4_b14"),
+        (dict(name=["rope_vit_t14"]), r"unknown network \['rope_vit_t14'\]"),
         (dict(image_size=225), "image_size.*multiple of the patch size 14"),
+        *[
+            (dict(image_size=size), "image_size must be a side in pixels or .H, W.*got")
+            for size in (0, -14, (14, 28, 42), "224", (224,), 224.0, (0, 224), True, [[224, 224]])
+        ],
+        *[
+            (dict(patch_stride=stride), "patch_stride must be None .the patch size 14. or.*got")
+            for stride in (True, 0, -16, 16.0, "16", (16, 16))
+        ],
+        *[
+            (dict(drop_path_rate=rate), "drop_path_rate must be a number in 0 <= rate < 1, got")
+            for rate in (-0.1, 1.0, 1, float("nan"), "0.1", False)
+        ],
+        *[
+            (dict(num_classes=classes), "num_classes must be 0 .no classifier. or.*got")
+            for classes in (None, -1, 2.0, True, "10")
+        ],
+        *[
+            (dict(global_blocks=blocks), r"global_blocks must be .*0\.\.11, got")
+            for blocks in (3, "3", [3.0], [True], [-1], ["3"])
+        ],
+        *[
+            (dict(rescale_coords=factor), "rescale_coords must be None .off.*got")
+            for factor in (0.5, float("nan"), True, "2")
+        ],
+        (dict(pt_grid_size=16), "pt_grid_size.*got 16"),
+        (dict(pt_grid_size=(True, 16)), "pt_grid_size.*True"),
+        (dict(pt_grid_size=(16.0, 16)), "pt_grid_size.*16.0"),
+        (dict(window_size=False), "window_size.*False"),
+        (dict(window_size=4.0), "window_size.*4.0"),
         (dict(pt_grid_size=(16, 16, 16)), "pt_grid_size.*16, 16, 16"),
         (dict(pt_grid_size="sixteen"), "pt_grid_size.*count.*sixteen"),
         (dict(window_size=-1), "window_size.*-1"),
@@ -31,6 +61,18 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
 def test_wrong_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         create_model(**{"name": "rope_vit_t14", **kwargs})
+
+
+def test_a_network_for_features_only_refuses_its_other_two_uses():
+    net = create_model("rope_vit_t14", cls=RoPEViTBackbone)
+    plain = create_model("rope_vit_t14", features_only=True)
+    x = torch.zeros(1, 3, 28, 28)
+    for use in (net.embedding, plain.embedding, plain):
+        with pytest.raises(RuntimeError, match=r"call detection_features\(\)"):
+            use(x)
+    with pytest.raises(ValueError, match="num_classes must be 0 with features_only, got 3"):
+        create_model("rope_vit_t14", features_only=True, num_classes=3)
+    assert net(x)["neck"].shape == plain.detection_features(x)["neck"].shape == (1, 192, 2, 2)
 
 
 def test_pt_grid_size_can_be_assigned_without_reloading():
@@ -108,5 +150,6 @@ def test_freeze_stops_stem_tokens_positions_and_first_blocks():
 
     model.freeze(-1)
     assert not any(p.requires_grad for p in model.parameters())
-    with pytest.raises(ValueError, match=r"-1\.\.12"):
-        model.freeze(13)
+    for wrong in (13, -2, True, 1.0):
+        with pytest.raises(ValueError, match=r"num_blocks must be a whole number in -1\.\.12"):
+            model.freeze(wrong)

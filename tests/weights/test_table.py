@@ -26,13 +26,10 @@ def multiply_adds_by_hand(network, *, window):
     """1024 x 1024 px at stride 16, from birder's configuration of the network."""
     with torch.device("meta"):
         config = registry.net_factory(network, 0).config
-    side, patch = 64, config["patch_size"]
-    n = side * side
+    n = 64 * 64
     s = config.get("num_reg_tokens", 0) + config.get("class_token", True)
     d, m, depth = config["hidden_dim"], config["mlp_dim"], config["num_layers"]
     stem = n * 3 * 16 * 16 * d
-    if patch != 16:
-        stem += 3 * d * (16 * patch * patch + 16 * patch * 16)
     linear = 4 * d * d + (3 if "SwiGLU" in config.get("mlp_layer_type", "") else 2) * d * m
     everywhere = 2 * d * (n + s) ** 2
     in_windows = 2 * d * (n * (window * window + s) + s * (n + s)) if window else everywhere

@@ -1,12 +1,20 @@
-"""Which files are meant by the images, folders and patterns of a command line."""
+"""Image files: which ones a command line means, and reading them ahead of the network."""
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..errors import InputError
+from .errors import InputError
+
+READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing run outside Python's lock
+_BATCHES_AHEAD = 2
+_T = TypeVar("_T")
 
 
 def find_images(inputs: Sequence[str | os.PathLike]) -> list[str]:
@@ -31,6 +39,38 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[str]:
         for image in images:
             found.setdefault(os.path.abspath(image), image)
     return list(found.values())
+
+
+def load_batches(
+    paths: Sequence[str], batch_size: int, load: Callable[[str], _T]
+) -> Iterator[list[tuple[str, _T]]]:
+    """Pairs of path and what `load` makes of it, a few batches ahead of whoever takes them."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque = deque()
+        for start in range(0, len(paths), batch_size):
+            chunk = paths[start : start + batch_size]
+            ahead.append([(path, pool.submit(load, path)) for path in chunk])
+            if len(ahead) > _BATCHES_AHEAD:
+                yield [(path, future.result()) for path, future in ahead.popleft()]
+        while ahead:
+            yield [(path, future.result()) for path, future in ahead.popleft()]
+
+
+def check_depth(image: Image.Image) -> None:
+    """Refuses an image whose conversion to RGB would cut its values off.
+
+    Raises:
+        ValueError: its channels have more than 8 bits.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode})")
+
+
+def describe_read_error(path: str, error: Exception) -> str:
+    """Why a file could not be read, in one line that does not name it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).replace(repr(path), "the file").split()) or type(error).__name__
 
 
 def _images(given: str) -> Iterator[str]:

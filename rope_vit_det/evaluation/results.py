@@ -1,0 +1,135 @@
+"""Results and ground truth in COCO's format, read and checked against each other."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools.coco import COCO
+
+from ..data.coco_file import read_coco, read_json
+from ..errors import InputError
+from .fast import complete_annotations
+
+
+def read_truth(json_file: str | os.PathLike) -> COCO:
+    """Ground truth, ready for pycocotools.
+
+    Raises:
+        InputError: it cannot be read, has no image, or is not what COCO's format asks for.
+    """
+    content = read_coco(json_file, needed=("images", "annotations", "categories"))
+    if not content["images"]:
+        raise InputError(f"{json_file} is an empty dataset: it has no image")
+    coco = COCO()
+    coco.dataset = content
+    try:
+        complete_annotations(coco)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{json_file} is not COCO instance annotation: {error!r}") from None
+    return coco
+
+
+def registered_files(name: str) -> tuple[str, str]:
+    """(JSON file, image folder) of a dataset registered with Detectron2.
+
+    Raises:
+        InputError: there is none, or it is not one in COCO's format.
+    """
+    if name not in DatasetCatalog.list():
+        raise InputError(f"no dataset is registered as {name!r}; or name its JSON and images")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type", None) != "coco":
+        raise InputError(f"dataset {name!r} is not in COCO's format")
+    return metadata.json_file, metadata.image_root
+
+
+def read_results(path: str | os.PathLike, truth: COCO) -> tuple[list[dict[str, Any]], set[int]]:
+    """Detections, with the ids of the ground truth.
+
+    Args:
+        path: a list of COCO results, as Detectron2's evaluator leaves it, or a file of
+            tools/predict.py, whose images are found again by their file names.
+
+    Returns:
+        The results, and the ids of the images that they are on (of a list: all).
+
+    Raises:
+        InputError: it cannot be read, is something else, or belongs to other images or classes.
+    """
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        images = _match_files(path, content.get("images"), truth)
+        results = [
+            {**each, "image_id": images.get(each.get("image_id"))}
+            for each in content["annotations"]
+        ]
+        covered = set(images.values())
+    else:
+        results, covered = content, set(truth.imgs)
+    _check(path, results, truth)
+    return results, covered
+
+
+def find_task(results: Sequence[dict[str, Any]], truth: COCO) -> str:
+    """ "segm" where results and ground truth have masks, else "bbox"."""
+    both = (*results, *truth.dataset["annotations"])
+    return "segm" if all(each.get("segmentation") for each in both) else "bbox"
+
+
+def restrict(truth: COCO, images: set[int]) -> COCO:
+    """The ground truth of some images."""
+    if images == set(truth.imgs):
+        return truth
+    part = COCO()
+    part.dataset = {
+        **truth.dataset,
+        "images": [each for each in truth.dataset["images"] if each["id"] in images],
+        "annotations": [
+            each for each in truth.dataset["annotations"] if each["image_id"] in images
+        ],
+    }
+    complete_annotations(part)
+    return part
+
+
+def _check(path: str | os.PathLike, results: Any, truth: COCO) -> None:
+    needed = {"image_id", "category_id", "score"}
+    if not isinstance(results, list) or not all(
+        isinstance(each, dict) and needed <= each.keys() and {"bbox", "segmentation"} & each.keys()
+        for each in results
+    ):
+        raise InputError(
+            f"{path} is neither a list of COCO results, with image_id, category_id, score and bbox "
+            "or segmentation, nor a file of tools/predict.py"
+        )
+    for key, known, what in (
+        ("image_id", truth.imgs, "images"),
+        ("category_id", truth.cats, "categories"),
+    ):
+        strange = {each[key] for each in results if each[key] not in known}
+        if strange:
+            raise InputError(
+                f"{path} belongs to another dataset: of its {len({r[key] for r in results})} "
+                f"{what}, {len(strange)} are not in the ground truth, such as {key} "
+                f"{sorted(strange, key=str)[0]}"
+            )
+
+
+def _match_files(path: str | os.PathLike, images: Any, truth: COCO) -> dict[int, int]:
+    """Ids in the results to ids in the ground truth, whose file names may leave a folder out."""
+    by_name: dict[str, list[dict]] = {}
+    for image in truth.imgs.values():
+        by_name.setdefault(os.path.basename(image["file_name"]), []).append(image)
+    ids = {}
+    for image in images if isinstance(images, list) else []:
+        full = "/" + str(image.get("file_name")).replace(os.sep, "/")
+        same = by_name.get(os.path.basename(full), [])
+        fitting = [each for each in same if full.endswith("/" + each["file_name"].lstrip("/"))]
+        if len(fitting) != 1:
+            raise InputError(
+                f"{path} belongs to other images: {image.get('file_name')} is "
+                f"{'there twice' if fitting else 'not'} in the ground truth"
+            )
+        ids[image["id"]] = fitting[0]["id"]
+    return ids

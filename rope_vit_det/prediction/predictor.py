@@ -1,0 +1,185 @@
+"""A trained detector, from images to Detectron2's Instances."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.structures import Instances
+from PIL import Image
+
+from ..data.image_file import read_rgb
+from ..device import find_device
+from ..errors import InputError
+from ..visualization.colours import class_metadata
+from .detector import load_detector, read_detector_config
+
+if TYPE_CHECKING:
+    import supervision
+
+ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+
+class Predictor:
+    """A trained detector for images of any size.
+
+    The results are those of Detectron2's :class:`DefaultPredictor`, which takes BGR arrays only.
+
+    Attributes:
+        cfg: the config.
+        model: Detectron2's, in evaluation mode.
+        classes: names, and the ids of the dataset, of classes 0, 1, …
+        metadata: Detectron2's, for drawing.
+        threshold: least score of a detection.
+    """
+
+    def __init__(
+        self,
+        config_or_dir: str | os.PathLike,
+        weights: str | os.PathLike | None = None,
+        *,
+        opts: Sequence[str] = (),
+        threshold: float = 0.5,
+        categories: str | os.PathLike | None = None,
+        device: str | torch.device | None = None,
+        tta: bool = False,
+        bf16: bool = False,
+    ) -> None:
+        """
+        Args:
+            config_or_dir: a yaml config, or the OUTPUT_DIR of a training.
+            weights: a checkpoint; None: of a folder, model_best.pth, else model_final.pth, else the
+                last; of a config, what it names.
+            opts: KEY VALUE pairs over the config.
+            threshold: least score of a detection.
+            categories: a COCO file with the classes, for a checkpoint that does not hold them.
+            device: None: the GPU where there is one, else the CPU.
+            tta: Detectron2's test-time augmentation, over the scales and flips of TEST.AUG.
+            bf16: run the network in bfloat16 where torch's autocast does.
+
+        Raises:
+            InputError: names the file, key or value that is wrong, and the remedy.
+        """
+        cfg = read_detector_config(os.fspath(config_or_dir), _path(weights), opts, threshold)
+        self.device = find_device(device)
+        cfg.MODEL.DEVICE = str(self.device)
+        _check(cfg, tta)
+        cfg.freeze()
+        self.cfg = cfg
+        self.model, self.classes = load_detector(cfg, _path(categories))
+        self.metadata = class_metadata(self.classes["names"])
+        self.threshold = threshold
+        self._bf16 = bf16
+        self._tta = GeneralizedRCNNWithTTA(cfg, self.model) if tta else None
+        self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(
+        self, image: ImageLike, *, channel_order: Literal["RGB", "BGR"] = "RGB"
+    ) -> Instances:
+        """What the detector finds in one image; see :meth:`predict`."""
+        return self.predict([image], channel_order=channel_order)[0]
+
+    def predict(
+        self, images: Sequence[ImageLike], *, channel_order: Literal["RGB", "BGR"] = "RGB"
+    ) -> list[Instances]:
+        """What the detector finds in images.
+
+        Images that have the same size when resized go through the network together, others one
+        after the other, so that no result depends on the neighbours.
+
+        Args:
+            images: paths, PIL images, or arrays (H, W, 3) uint8.
+            channel_order: of arrays; OpenCV's are BGR.
+
+        Returns:
+            An Instances each, on the CPU, in the size of the image, with `pred_boxes`, `scores`,
+            `pred_classes` and, of a network with masks, `pred_masks` (N, H, W) bool.
+
+        Raises:
+            InputError: an image cannot be read, or memory is short.
+        """
+        if channel_order not in ("RGB", "BGR"):
+            raise InputError(f"channel_order must be RGB or BGR, got {channel_order!r}")
+        inputs = [self._prepare(_as_rgb(image, channel_order)) for image in images]
+        groups = defaultdict(list)
+        for i, each in enumerate(inputs):
+            groups[each["image"].shape].append(i)
+        results: list[Instances | None] = [None] * len(inputs)
+        for group in groups.values():
+            for i, found in zip(group, self._run([inputs[i] for i in group]), strict=True):
+                results[i] = found
+        return results
+
+    def to_supervision(self, instances: Instances) -> "supervision.Detections":
+        """A result as `supervision.Detections`, with `data["class_name"]`.
+
+        Raises:
+            InputError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise InputError(
+                "to_supervision needs the package supervision; pip install supervision"
+            ) from None
+        detections = supervision.Detections.from_detectron2({"instances": instances})
+        names = np.array(self.classes["names"])
+        detections.data["class_name"] = names[detections.class_id]
+        return detections
+
+    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+        height, width = image.shape[:2]
+        if self.cfg.INPUT.FORMAT == "BGR":
+            image = image[:, :, ::-1]
+        if self._tta:  # resizes by itself
+            tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            return {"image": tensor, "height": height, "width": width}
+        image = self._resize.get_transform(image).apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32))
+        return {"image": tensor, "height": height, "width": width}
+
+    def _run(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
+        try:
+            with torch.no_grad(), autocast:
+                outputs = (self._tta or self.model)(inputs)
+        except torch.OutOfMemoryError:
+            height, width = inputs[0]["image"].shape[-2:]
+            raise InputError(
+                f"{self.device} has no memory for {len(inputs)} images of {width}x{height} px at a "
+                "time; give a smaller batch, or INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST"
+            ) from None
+        found = [output["instances"].to("cpu") for output in outputs]
+        return [each[each.scores >= self.threshold] for each in found]
+
+
+def _path(path: str | os.PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _as_rgb(image: ImageLike, channel_order: str) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        return read_rgb(os.fspath(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise InputError(f"an image is a path, a PIL image or a uint8 array (H, W, 3), not {what}")
+    return image if channel_order == "RGB" else image[:, :, ::-1]
+
+
+def _check(cfg: Any, tta: bool) -> None:
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise InputError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; allowed here: RGB, BGR")
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture in ("SemanticSegmentor", "PanopticDeepLab"):
+        raise InputError(f"MODEL.META_ARCHITECTURE {architecture} detects no instances")
+    if tta and (architecture != "GeneralizedRCNN" or cfg.MODEL.KEYPOINT_ON):
+        raise InputError(
+            "Detectron2's test-time augmentation works for GeneralizedRCNN without keypoints only; "
+            f"this is {architecture}{' with keypoints' if cfg.MODEL.KEYPOINT_ON else ''}"
+        )

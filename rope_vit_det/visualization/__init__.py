@@ -1,0 +1,1 @@
+"""Drawing boxes and masks: predictions, what the training loader feeds, and mistakes."""

@@ -1,0 +1,68 @@
+"""Drawing what a detector found, what is no object, and what it missed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.utils.visualizer import GenericMask, Visualizer
+
+from ..evaluation.matching import ImageMatches
+from .sheets import caption_below
+
+# Okabe and Ito's, which the colour-blind can tell apart too; RGB.
+FOUND, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (86, 180, 233)
+_LEAST_SIDE = 640  # pixels; smaller images are enlarged to it
+
+
+def draw_mistakes(
+    image: np.ndarray, matches: ImageMatches, class_names: Mapping[int, str], *, masks: bool
+) -> np.ndarray:
+    """Found objects in green, false ones in orange, missed ones in blue, and a line of counts.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        class_names: by category id.
+        masks: draw masks as well as boxes.
+
+    Returns:
+        RGB, uint8; small images are enlarged.
+    """
+    scale = max(1.0, _LEAST_SIDE / max(image.shape[:2]))
+    canvas = Visualizer(image, scale=scale)
+    for entries, colour, word in (
+        (matches.found, FOUND, ""),
+        (matches.false, FALSE, "false "),
+        (matches.missed, MISSED, "missed "),
+    ):
+        if entries:
+            canvas.overlay_instances(
+                boxes=np.array([_box(each) for each in entries]),
+                masks=[_mask(each, *image.shape[:2]) for each in entries] if masks else None,
+                labels=[word + _label(each, class_names) for each in entries],
+                assigned_colors=[np.array(colour) / 255] * len(entries),
+                alpha=0.35,
+            )
+    counts = (
+        (f"{len(matches.found)} found", FOUND),
+        (f"{len(matches.false)} false", FALSE),
+        (f"{len(matches.missed)} missed", MISSED),
+    )
+    return caption_below(canvas.output.get_image(), matches.image["file_name"], counts)
+
+
+def _label(entry: Mapping[str, Any], class_names: Mapping[int, str]) -> str:
+    name = class_names[entry["category_id"]]
+    return f"{name} {entry['score']:.0%}" if "score" in entry else name
+
+
+def _box(entry: Mapping[str, Any]) -> list[float]:
+    if "bbox" in entry:
+        x, y, width, height = entry["bbox"]
+    else:
+        x, y, width, height = mask_util.toBbox(entry["segmentation"])
+    return [x, y, x + width, y + height]
+
+
+def _mask(entry: Mapping[str, Any], height: int, width: int) -> GenericMask:
+    return GenericMask(entry["segmentation"], height, width)

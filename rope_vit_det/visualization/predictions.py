@@ -1,0 +1,64 @@
+"""Drawing what a detector found."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+
+from .colours import class_metadata
+from .sheets import fit_scale, make_sheet, write_picture
+
+# Pixels; an image is enlarged until it meets one of the two.
+_PANEL = (440, 400)
+_PAIRS_A_ROW = 2
+
+
+def draw_instances(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
+    """Boxes, masks, class names and scores over an image, in its size.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        instances: on the CPU, in the size of the image.
+        metadata: of :func:`~rope_vit_det.visualization.colours.class_metadata`.
+    """
+    canvas = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)
+    return canvas.draw_instance_predictions(instances).get_image()
+
+
+def draw_predictions(
+    images: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Instances],
+    class_names: Sequence[str],
+    out: str | os.PathLike,
+    *,
+    min_score: float = 0.5,
+) -> None:
+    """Draws ground truth (left) beside predictions (right), two images a row.
+
+    Args:
+        images: Detectron2 dataset dicts with annotations.
+        predictions: a detector's output for each, in the image's own size.
+        out: the PNG to write.
+        min_score: predictions below are not drawn.
+    """
+    metadata = class_metadata(class_names)
+    panels = []
+    for image, found in zip(images, predictions, strict=True):
+        pixels = read_image(image["file_name"], "RGB")
+        scale = fit_scale(pixels, _PANEL)
+        canvases = [
+            Visualizer(pixels, metadata, scale, instance_mode=ColorMode.SEGMENTATION)
+            for _ in range(2)
+        ]
+        panels += [
+            canvases[0].draw_dataset_dict(dict(image)).get_image(),
+            canvases[1].draw_instance_predictions(found[found.scores >= min_score]).get_image(),
+        ]
+    columns = 2 * min(_PAIRS_A_ROW, len(images))
+    captions = ["ground truth", "predictions"] * _PAIRS_A_ROW
+    write_picture(make_sheet(panels, columns, _PANEL[0], captions), out)

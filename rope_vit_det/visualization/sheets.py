@@ -1,0 +1,84 @@
+"""Pictures on one sheet. All are RGB, (H, W, 3) uint8."""
+
+import os
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..weights.files import new_file
+
+_CAPTION_HEIGHT = 44
+_GAP = 8
+
+
+def write_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
+    """Writes a PNG, or a JPEG where the path ends in .jpg, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    kind = "JPEG" if os.fspath(path).lower().endswith((".jpg", ".jpeg")) else "PNG"
+    with new_file(path, force=True) as temporary:
+        Image.fromarray(picture).save(temporary, format=kind)
+
+
+def make_sheet(
+    pictures: Sequence[np.ndarray], columns: int, width: int, captions: Sequence[str]
+) -> np.ndarray:
+    """Pictures in rows on white, with a caption over each column.
+
+    Args:
+        pictures: none wider than `width`.
+        width: of a column, in pixels.
+        captions: of the columns.
+    """
+    columns = min(columns, len(pictures))
+    rows = [np.concatenate([_caption(text, width) for text in captions[:columns]], axis=1)]
+    for start in range(0, len(pictures), columns):
+        row = list(pictures[start : start + columns])
+        row += [np.full((1, 1, 3), 255, np.uint8)] * (columns - len(row))
+        height = max(picture.shape[0] for picture in row)
+        rows.append(np.concatenate([_pad(picture, height, width) for picture in row], axis=1))
+    return np.concatenate(rows)
+
+
+def fit_scale(image: np.ndarray, panel: tuple[int, int]) -> float:
+    """The factor by which an image just fits into a panel of (width, height)."""
+    return min(panel[0] / image.shape[1], panel[1] / image.shape[0])
+
+
+def caption_below(
+    picture: np.ndarray, text: str, counts: Sequence[tuple[str, tuple[int, int, int]]]
+) -> np.ndarray:
+    """The picture with a white strip below it, on which stand coloured words and a text.
+
+    Args:
+        counts: words and their RGB colours, which come first.
+    """
+    height, width = picture.shape[:2]
+    size = max(16, width // 40)
+    canvas = Image.new("RGB", (width, height + 2 * size), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    x, y = size // 2, height + size // 3
+    for word, colour in (*counts, (text, (0, 0, 0))):
+        draw.text((x, y), word, fill=colour, font=font)
+        x += int(draw.textlength(word, font=font)) + size
+    return np.array(canvas)
+
+
+def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    free = (height - picture.shape[0], width - picture.shape[1])
+    rows = (free[0] // 2, _GAP + free[0] - free[0] // 2)
+    columns = (_GAP + free[1] // 2, _GAP + free[1] - free[1] // 2)
+    return np.pad(picture, (rows, columns, (0, 0)), constant_values=255)
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    panel = np.full((_CAPTION_HEIGHT, width + 2 * _GAP, 3), 255, np.uint8)
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.9
+    (text_width, text_height), _ = cv2.getTextSize(text, font, scale, 2)
+    origin = ((panel.shape[1] - text_width) // 2, (_CAPTION_HEIGHT + text_height) // 2)
+    return cv2.putText(panel, text, origin, font, scale, (0, 0, 0), 2, cv2.LINE_AA)

@@ -1,0 +1,223 @@
+"""The backbone of a trained detector as a whole network of birder's."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.variants import VARIANTS, create_model
+from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
+from .files import misfit
+from .info import WeightsInfo, architecture_from_config
+from .load import read_weights
+from .safe import first_not_finite, load_torch_file
+
+# What a run of Detectron2's writes beside its checkpoints.
+RUN_CONFIG = "config.yaml"
+# Statistics in a run's config are rounded; a file's own, where they are that close, are exact.
+_ROUNDING = 1e-4
+
+_YAML_NAMES = {
+    "network": "MODEL.ROPE_VIT.NAME",
+    "image_size": "MODEL.ROPE_VIT.IMAGE_SIZE",
+    "pt_grid_size": "MODEL.ROPE_VIT.PT_GRID_SIZE",
+    "mean": "MODEL.PIXEL_MEAN",
+    "std": "MODEL.PIXEL_STD",
+    "channels": "INPUT.FORMAT",
+}
+_LAZY_NAMES = {
+    "network": "model.backbone.net.name",
+    "image_size": "model.backbone.net.image_size",
+    "pt_grid_size": "model.backbone.net.pt_grid_size",
+    "mean": "model.pixel_mean",
+    "std": "model.pixel_std",
+    "channels": "model.input_format",
+}
+
+
+def read_detector(
+    path: str | os.PathLike,
+    *,
+    network: str | None = None,
+    head_from: str | None = None,
+    config_file: str | os.PathLike | None = None,
+) -> tuple[dict[str, Tensor], WeightsInfo, list[str]]:
+    """The backbone of a Detectron2 checkpoint, made whole by a head.
+
+    A checkpoint does not say which network it has and on what pixels it was trained: that comes
+    from the config of its run, from what was converted to it, or else from the file of the head.
+
+    Args:
+        path: a `.pth`, of a whole detector or of a backbone alone.
+        network: the architecture, where none of these says it.
+        head_from: a published name or a file of birder's whose final norm, pooling and classifier
+            are taken, with its classes. None: a norm that only normalises, pooling with random
+            weights, and no classes.
+        config_file: the `config.yaml` of the run; None: the one in the checkpoint's folder.
+
+    Returns:
+        State dict (birder's keys), info, and lines that say what the head is.
+
+    Raises:
+        InputError: the file is missing, damaged, no detector's, has another network than the
+            others say, or would run code; nothing says what the network is.
+    """
+    path = Path(path)
+    state, info = _read_backbone(path)
+    head = None if head_from is None else read_weights(head_from)
+    if config_file is None and info is None:
+        beside = path.with_name(RUN_CONFIG)
+        config_file = beside if beside.is_file() else None
+    if config_file is not None:
+        info = read_run_config(config_file)
+    if info is None and head is not None:
+        info = head[1]
+    if info is None:
+        raise InputError(
+            f"{path} does not say which network it has and on what pixels it was trained; give "
+            f"--config-file with the {RUN_CONFIG} of its run, or --head-from with the weights that "
+            "it was trained from"
+        )
+    if network not in (None, info.network):
+        if info.network is not None:
+            raise InputError(f"{path} is a {info.network}, not a {network}")
+        info = replace(info, network=network)
+    if info.network is None:
+        raise InputError(f"{path} does not say which network it has; give --network")
+    if head is None:
+        info = replace(info, num_classes=0, class_to_idx={})
+        head_state = _fresh_head(info)
+    else:
+        head_state, head_info = head
+        if head_info.network != info.network:
+            raise InputError(
+                f"--head-from {head_from} is a {head_info.network}, and {path} a {info.network}"
+            )
+        info = _with_head(info, head_info)
+    head_state = {key: t for key, t in head_state.items() if key.startswith(HEAD_PREFIXES)}
+    state |= head_state
+    problem = misfit(state, info)
+    if problem:
+        raise InputError(f"{path} has not the backbone tensors of {info.network}: {problem}")
+    return state, info, _notes(head_state, head_from)
+
+
+def read_run_config(path: str | os.PathLike) -> WeightsInfo:
+    """What the `config.yaml` of a run, of yaml configs or of a LazyConfig, says of its backbone.
+
+    Raises:
+        InputError: the file is missing, no yaml, or not of a run with a RoPE ViT.
+    """
+    try:
+        root = yaml.compose(Path(path).read_text("utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(f"{path} is not yaml") from None
+    for names in (_YAML_NAMES, _LAZY_NAMES):
+        found = {key: _entry(root, name) for key, name in names.items()}
+        if found["network"] in VARIANTS:
+            break
+    else:
+        raise InputError(f"{path} is no config of a run with a RoPE ViT")
+    try:
+        return _info_of_run(**found)
+    except (TypeError, ValueError):
+        raise InputError(f"{path} is damaged: get the config of the run again") from None
+
+
+def _info_of_run(
+    network: str, image_size: Any, pt_grid_size: Any, mean: list, std: list, channels: str
+) -> WeightsInfo:
+    if image_size is None:
+        image_size = 224
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    height, width = image_size
+    order = -1 if channels == "BGR" else 1
+    default = VARIANTS[network].get("default_pt_grid_size")
+    config = {}
+    if pt_grid_size == "count":
+        config = {} if default is None else {"pt_grid_size": None}
+    elif pt_grid_size is not None and tuple(pt_grid_size) != default:
+        config = {"pt_grid_size": list(pt_grid_size)}
+    return WeightsInfo(
+        network=network,
+        tag=None,
+        num_classes=0,
+        class_to_idx={},
+        image_size=(int(height), int(width)),
+        rgb_mean=tuple(round(value / 255, 6) for value in mean[::order]),
+        rgb_std=tuple(round(value / 255, 6) for value in std[::order]),
+        config=config,
+    )
+
+
+def _entry(node: yaml.Node | None, name: str) -> Any:
+    """The value at a dotted name, of builtins; None where there is none. Nothing else is built."""
+    for part in name.split("."):
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        node = next((value for key, value in node.value if key.value == part), None)
+    try:
+        return None if node is None else yaml.SafeLoader("").construct_object(node, deep=True)
+    except yaml.YAMLError:
+        return None
+
+
+def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
+    content = load_torch_file(path)
+    model = content.get("model", content) if isinstance(content, Mapping) else content
+    tensors = {} if not isinstance(model, Mapping) else model
+    prefix = f"{BACKBONE}."
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in tensors.items()
+        if isinstance(key, str) and key.startswith(prefix) and isinstance(value, Tensor)
+    }
+    if not state:
+        raise InputError(f"{path} is no checkpoint of a RoPE ViT detector: it has no {BACKBONE}.*")
+    bad = first_not_finite(state)
+    if bad:
+        raise InputError(f"{path}: tensor {prefix}{bad} has NaN or infinite values")
+    told = info_from_metadata(getattr(model, "_metadata", {}).get(BACKBONE, {}))
+    return state, told and told[0]
+
+
+def _with_head(info: WeightsInfo, head: WeightsInfo) -> WeightsInfo:
+    """The info of a backbone with the classes, and whatever else concerns it, of a head."""
+    config = {key: value for key, value in head.config.items() if key != "pt_grid_size"}
+    pairs = zip(info.rgb_mean + info.rgb_std, head.rgb_mean + head.rgb_std, strict=True)
+    same = all(abs(ours - exact) <= _ROUNDING for ours, exact in pairs)
+    return replace(
+        info,
+        num_classes=head.num_classes,
+        class_to_idx=head.class_to_idx,
+        config=config | dict(info.config),
+        rgb_mean=head.rgb_mean if same else info.rgb_mean,
+        rgb_std=head.rgb_std if same else info.rgb_std,
+    )
+
+
+def _fresh_head(info: WeightsInfo) -> dict[str, Tensor]:
+    arguments = architecture_from_config(info.config, info.network)
+    return create_model(info.network, image_size=info.image_size, **arguments).state_dict()
+
+
+def _notes(head_state: Mapping[str, Tensor], head_from: str | None) -> list[str]:
+    if head_from is not None:
+        return [f"final norm, pooling and classifier are those of {head_from}"]
+    missing = ["no classes"]
+    if any(key.startswith("attn_pool.") for key in head_state):
+        missing.insert(0, "random attention pooling")
+    if any(key.startswith("norm.") for key in head_state):
+        missing.insert(0, "a final norm of weight 1 and bias 0")
+    return [
+        f"a detector has no head: the file has {', '.join(missing)}; --head-from FILE takes them "
+        "from a file of birder's"
+    ]

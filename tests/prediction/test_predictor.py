@@ -1,0 +1,136 @@
+"""The predictor against Detectron2's own, whatever it is given."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+import rope_vit_det
+from rope_vit_det.errors import InputError
+from rope_vit_det.prediction.slicing import SlicedPredictor
+
+THRESHOLD = 0.2
+
+
+@pytest.fixture(scope="module")
+def predictor(trained_folder):
+    return rope_vit_det.Predictor(trained_folder, threshold=THRESHOLD, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(small_demo_dataset):
+    return sorted((small_demo_dataset / "val").glob("*.jpg"))
+
+
+def assert_same(ours: Instances, theirs: Instances):
+    assert ours.image_size == theirs.image_size and len(ours) == len(theirs)
+    torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+    assert torch.equal(ours.pred_classes, theirs.pred_classes)
+    assert torch.equal(ours.pred_masks, theirs.pred_masks)
+
+
+def test_results_equal_detectron2s_whatever_the_form_of_the_image(predictor, photos):
+    oracle = DefaultPredictor(predictor.cfg)
+    path = photos[0]
+    bgr = cv2.imread(str(path))
+    theirs = oracle(bgr)["instances"]
+    assert len(theirs) > 0
+    for image in (path, Image.open(path), np.ascontiguousarray(bgr[:, :, ::-1])):
+        assert_same(predictor(image), theirs)
+    assert_same(predictor(bgr, channel_order="BGR"), theirs)
+
+
+def test_a_result_does_not_depend_on_the_rest_of_the_batch(predictor, photos):
+    together = predictor.predict(photos)
+    for path, found in zip(photos, together, strict=True):
+        alone = predictor(path)
+        assert len(found) == len(alone)
+        torch.testing.assert_close(found.scores, alone.scores, atol=1e-4, rtol=0)
+
+
+def test_tta_and_bf16_find_something(trained_folder, photos):
+    one = rope_vit_det.Predictor(
+        trained_folder, threshold=THRESHOLD, device="cpu", tta=True, bf16=True
+    )
+    found = one(photos[0])
+    assert len(found) > 0 and found.scores.min() >= THRESHOLD
+    assert found.pred_masks.shape[1:] == cv2.imread(str(photos[0])).shape[:2]
+
+
+def test_checkpoints_that_do_not_fit_are_refused(trained_folder, tmp_path):
+    checkpoint = torch.load(trained_folder / "model_final.pth")
+    nameless = tmp_path / "nameless.pth"
+    torch.save({"model": checkpoint["model"]}, nameless)
+    with pytest.raises(InputError, match=r"nameless\.pth does not hold the names.*--categories"):
+        rope_vit_det.Predictor(trained_folder, nameless, device="cpu")
+    categories = tmp_path / "train.json"
+    categories.write_text('{"categories": [{"id": 7, "name": "a"}, {"id": 3, "name": "b"}]}')
+    with pytest.raises(InputError, match=r"train\.json has 2 classes, .*NUM_CLASSES is 4"):
+        rope_vit_det.Predictor(trained_folder, nameless, device="cpu", categories=categories)
+    headless = tmp_path / "headless.pth"
+    state = {k: v for k, v in checkpoint["model"].items() if "box_predictor" not in k}
+    torch.save({**checkpoint, "model": state}, headless)
+    with pytest.raises(InputError, match=r"headless\.pth.* 4 tensors .*box_predictor"):
+        rope_vit_det.Predictor(trained_folder, headless, device="cpu")
+    with pytest.raises(InputError, match=r"has no config\.yaml"):
+        rope_vit_det.Predictor(tmp_path)
+
+
+def test_supervision_gets_boxes_masks_and_class_names(predictor, photos):
+    pytest.importorskip("supervision")
+    found = predictor(photos[0])
+    detections = predictor.to_supervision(found)
+    np.testing.assert_array_equal(detections.xyxy, found.pred_boxes.tensor.numpy())
+    np.testing.assert_array_equal(detections.mask, found.pred_masks.numpy())
+    names = [predictor.classes["names"][i] for i in found.pred_classes]
+    assert list(detections.data["class_name"]) == names
+
+
+class SquareDetector:
+    """Finds the bounding box of what is red, green or blue; has what slicing uses."""
+
+    threshold = 0.5
+    device = torch.device("cpu")
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self.classes = {"names": ["red", "green", "blue"], "ids": [1, 2, 3]}
+        self.sizes = []
+
+    def __call__(self, image):
+        self.sizes.append(image.shape[:2])
+        masks = [image[:, :, c] > 200 for c in range(3)]
+        present = [c for c in range(3) if masks[c].any()]
+        found = Instances(image.shape[:2])
+        boxes = [cv2.boundingRect(masks[c].astype(np.uint8)) for c in present]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+        found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        found.scores = torch.full((len(present),), 0.9)
+        found.pred_classes = torch.tensor(present, dtype=torch.int64)
+        masks = [torch.from_numpy(masks[c]) for c in present]
+        empty = torch.zeros(0, *image.shape[:2], dtype=torch.bool)
+        found.pred_masks = torch.stack(masks) if masks else empty
+        return found
+
+
+def test_slices_are_merged_in_the_coordinates_of_the_whole_image(predictor):
+    pytest.importorskip("sahi")
+    image = np.zeros((220, 300, 3), np.uint8)
+    image[150:190, 10:30, 0] = 255
+    image[40:60, 90:150, 2] = 255  # across the border of two slices
+    detector = SquareDetector(predictor.cfg)
+    (found,) = SlicedPredictor(detector, 128).predict([image])
+    order = found.pred_classes.argsort()
+    assert found.pred_classes[order].tolist() == [0, 2]
+    boxes = found.pred_boxes.tensor[order].tolist()
+    assert boxes == [[10, 150, 30, 190], [90, 40, 150, 60]]
+    assert (128, 128) in detector.sizes and (220, 300) in detector.sizes
+    for mask, channel in zip(found.pred_masks[order], (0, 2), strict=True):
+        wanted = torch.from_numpy(image[:, :, channel] > 0)
+        assert (mask & wanted).sum() / (mask | wanted).sum() > 0.9
+    (nothing,) = SlicedPredictor(detector, 128).predict([np.zeros_like(image)])
+    assert len(nothing) == 0 and nothing.pred_masks.shape == (0, 220, 300)

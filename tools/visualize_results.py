@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Draws what a detector found (green), what is no object (orange) and what it missed (blue).
+
+python tools/visualize_results.py --input output/demo/inference/coco_instances_results.json \
+    --dataset rope_vit_det_demo_val --output output/mistakes
+"""
+
+import argparse
+
+from rope_vit_det.errors import input_errors_as_one_line
+from rope_vit_det.visualization.results import run
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input",
+        dest="results",
+        required=True,
+        metavar="JSON",
+        help="COCO results, or what tools/predict.py --json wrote",
+    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the pictures")
+    parser.add_argument("--dataset", metavar="NAME", help="registered with Detectron2; or:")
+    parser.add_argument("--val-json", metavar="JSON", help="ground truth in COCO's format")
+    parser.add_argument("--val-images", metavar="FOLDER", help="its images")
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5"
+    )
+    parser.add_argument("--iou", type=float, default=0.5, help="of a match (default: 0.5)")
+    parser.add_argument("--number", type=int, default=20, help="images to draw (default: 20)")
+    with input_errors_as_one_line():
+        run(**vars(parser.parse_args()))
