@@ -41,6 +41,7 @@ requirements = [
     "tabulate",
     "tensorboard",
 ]
+convert = ["supervision>=0.26"]
 export = ["onnx", "onnxscript", "onnxruntime"]
 if not has_cv2():  # opencv-python beside opencv-python-headless breaks both
     requirements.append("opencv-python")
@@ -51,7 +52,9 @@ commands = {
     "rope-vit-det-benchmark": "benchmark",
     "rope-vit-det-benchmark-memory": "benchmark_memory",
     "rope-vit-det-classify": "classify",
+    "rope-vit-det-convert-to-coco": "convert_to_coco",
     "rope-vit-det-demo": "demo",
+    "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
     "rope-vit-det-train": "train_net",
     "rope-vit-det-train-lazy": "lazyconfig_train_net",
@@ -85,9 +88,11 @@ setup(
     python_requires=">=3.10",
     install_requires=requirements,
     extras_require={
+        "convert": convert,
         "export": export,
         "test": [
-            *("pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval", "twine"),
+            *("pytest", "birder==0.8.4", "timm", "hypothesis", "ruff", "faster-coco-eval", "twine"),
+            *convert,
             *export,
         ],
     },

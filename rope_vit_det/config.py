@@ -66,6 +66,11 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # False: neither.
     net.CHECK_WEIGHTS = True
 
+    # Images that cannot be read end a run before it starts. True: they are skipped, counted in the
+    # log and listed in OUTPUT_DIR/skipped_images_DATASET.txt; for that, every image is decoded
+    # first. In evaluation, the objects of a skipped image count as missed.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
+
     cfg.INPUT.LSJ = lsj = CfgNode()
     # Large-scale jitter instead of INPUT.MIN_SIZE_TRAIN: training images are scaled at random, then
     # cropped or padded to a square (arXiv 2012.07177; ViTDet, arXiv 2203.16527).
@@ -238,6 +243,12 @@ def check_input_config(cfg: CfgNode) -> None:
         raise InputError(
             f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "
             "0, the first not above the second"
+        )
+    loader = cfg.DATALOADER
+    if loader.SKIP_UNREADABLE and loader.SAMPLER_TRAIN.startswith("Weighted"):
+        raise InputError(
+            "DATALOADER.SKIP_UNREADABLE does not go with DATALOADER.SAMPLER_TRAIN "
+            f"{loader.SAMPLER_TRAIN}, whose weights belong to all images"
         )
     if lsj.ENABLED and cfg.INPUT.CROP.ENABLED:
         raise InputError(

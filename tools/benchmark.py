@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     add("--networks", nargs="+", choices=CONTESTANTS, default=default.networks)
     add("--precisions", nargs="+", choices=PRECISIONS, default=default.precisions)
     add("--modes", nargs="+", choices=MODES, default=default.modes)
-    add("--compiled", action="store_true", help="ours under torch.compile as well")
+    add("--compiled", action="store_true", help="ours under MODEL.ROPE_VIT.COMPILE as well")
     add("--batch-size", type=int, default=default.batch_size)
     add("--repeats", type=int, default=default.repeats)
     add("--device", default=default.device, help="cpu, cuda, cuda:1, …")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the peak memory of a training step beside birder's network, and checkpointed."""
+"""Measures the peak memory of a training step: of our network beside birder's, or of a recipe."""
 
 import argparse
 import json
@@ -7,34 +7,46 @@ from pathlib import Path
 
 from rope_vit_det.benchmark.memory import format_memory, measure_memory
 from rope_vit_det.benchmark.networks import CONTESTANTS, OUR_NETWORK
+from rope_vit_det.benchmark.recipe_memory import SWITCHES, format_recipe, measure_recipe
 from rope_vit_det.errors import input_errors_as_one_line
 
 
-def grid(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     return int(height), int(width)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
+    parser.add_argument("--out", type=Path, help="the JSON to write")
+    parts = parser.add_subparsers(dest="what", required=True)
+    add = parts.add_parser("networks", help="without heads and optimizer").add_argument
     add("--networks", nargs="+", choices=CONTESTANTS, default=("global", "windowed", "birder"))
-    add("--grid", type=grid, default=(64, 64), metavar="HxW",
+    add("--grid", type=size, default=(64, 64), metavar="HxW",
         help="in patch tokens; ours: 16 px each, birder's: 14 px (default: 64x64)")  # fmt: skip
     add("--batch-size", type=int, default=1)
     add("--bf16", action="store_true", help="under bf16 autocast")
     add("--variant", default=OUR_NETWORK, help="of our network and birder's")
     add("--window-size", type=int, default=16)
-    add("--out", type=Path, help="the JSON to write")
+    add = parts.add_parser("recipe", help="with heads and optimizer, on the CPU").add_argument
+    add("config_file", metavar="CONFIG", help="a yaml recipe of a detector")
+    add("--image-size", type=size, default=(1024, 1024), metavar="HxW", help="in pixels")
+    add("--images", type=int, default=2, help="of a step")
+    add("--switches", nargs="+", choices=SWITCHES, default=tuple(SWITCHES))
+    add("--opts", nargs="+", default=(), metavar="KEY VALUE", help="for all of them")
     return parser.parse_args()
 
 
 @input_errors_as_one_line()
 def main() -> None:
     args = vars(parse_args())
-    out = args.pop("out")
-    results = measure_memory(**args)
-    print(format_memory(results))
+    out, what = args.pop("out"), args.pop("what")
+    measure, show = {
+        "networks": (measure_memory, format_memory),
+        "recipe": (measure_recipe, format_recipe),
+    }[what]
+    results = measure(**args)
+    print(show(results))
     if out:
         out.write_text(json.dumps(results, indent=1) + "\n")
 

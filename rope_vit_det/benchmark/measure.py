@@ -1,5 +1,6 @@
 """Time and memory of one call."""
 
+import copy
 import ctypes
 import gc
 import time
@@ -8,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 _STATUS = Path("/proc/self/status")
@@ -48,11 +48,12 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
     Returns:
         The call, and its floating-point operations.
     """
-    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     dtype = torch.bfloat16 if bf16 else torch.float32
-    weights = [layer.weight.detach().to(dtype) for layer in layers]
-    biases = [layer.bias.detach().to(dtype) for layer in layers]
-    device = weights[0].device
+    # Each by the kernel that the network itself would choose.
+    layers = [
+        copy.deepcopy(module).to(dtype) for module in net.modules() if isinstance(module, nn.Linear)
+    ]
+    device = layers[0].weight.device
     inputs = {
         width: torch.randn(tokens, width, device=device, dtype=dtype)
         for width in {layer.in_features for layer in layers}
@@ -60,10 +61,10 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
 
     @torch.inference_mode()
     def call() -> None:
-        for weight, bias in zip(weights, biases, strict=True):
-            F.linear(inputs[weight.shape[1]], weight, bias)
+        for layer in layers:
+            layer(inputs[layer.in_features])
 
-    return call, 2 * tokens * sum(weight.numel() for weight in weights)
+    return call, 2 * tokens * sum(layer.weight.numel() for layer in layers)
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -98,11 +99,16 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         # What was freed but kept by the C library would not count as new.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
-        before = _status_kib("VmRSS")
+        before = resident_mib()
     except (OSError, AttributeError):
         return None
     call()
-    return (_status_kib("VmHWM") - before) / 2**10
+    return process_peak_mib() - before
+
+
+def resident_mib() -> float:
+    """Resident memory of this process, in MiB (Linux)."""
+    return _status_kib("VmRSS") / 2**10
 
 
 def process_peak_mib() -> float:

@@ -3,7 +3,7 @@
 import copy
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,6 +34,7 @@ class NetworkOptions:
     name: str = OUR_NETWORK
     patch_stride: int | None = None  # None: its own patch size, at which it equals birder's
     window_size: int = 16
+    compile: bool = False  # as MODEL.ROPE_VIT.COMPILE
 
 
 class FeatureMap(nn.Module):
@@ -57,7 +58,11 @@ def _neck(net: nn.Module, x: Tensor) -> Tensor:
 
 def _ours(options: NetworkOptions, **kwargs: object) -> FeatureMap:
     net = create_model(
-        options.name, patch_stride=options.patch_stride, features_only=True, **kwargs
+        options.name,
+        patch_stride=options.patch_stride,
+        compile=options.compile,
+        features_only=True,
+        **kwargs,
     )
     return FeatureMap(net, net.patch_stride, _neck)
 
@@ -135,14 +140,13 @@ def is_installed(package: str | None) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def share_parameters(models: dict[str, FeatureMap]) -> None:
+def share_parameters(ours: Sequence[FeatureMap], birder: FeatureMap | None) -> None:
     """Lets our networks, and birder's where it is among them, hold the same weights.
 
     Equal weights make equal outputs, and one copy of them leaves memory for the measurements.
     """
-    ours = [model for name, model in models.items() if CONTESTANTS[name].ours]
     if ours:
-        source = models.get("birder", ours[0]).net.state_dict(keep_vars=True)
+        source = (birder or ours[0]).net.state_dict(keep_vars=True)
         weights = {key: source[key] for key in ours[0].net.state_dict()}
         for model in ours:
             model.net.load_state_dict(weights, assign=True)

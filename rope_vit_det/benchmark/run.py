@@ -3,7 +3,7 @@
 import datetime
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ class BenchmarkOptions:
         networks: names of `CONTESTANTS`.
         precisions: "fp32", and "bf16" under autocast.
         modes: "forward" (inference) and "training" (forward and backward pass).
-        compiled: measures ours under `torch.compile(fullgraph=True)` as well.
+        compiled: measures ours as MODEL.ROPE_VIT.COMPILE runs them as well.
         patch_stride: of our network, in pixels; None: its own patch size.
         repeats: rounds, after one that only warms up.
     """
@@ -82,14 +82,18 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     torch.manual_seed(0)
     present = [n for n in options.networks if is_installed(CONTESTANTS[n].needs)]
     network_options = NetworkOptions(options.variant, options.patch_stride, options.window_size)
-    models = {name: CONTESTANTS[name].build(network_options) for name in present}
-    share_parameters(models)
-    models = {name: model.to(device) for name, model in models.items()}
+    models = {name: CONTESTANTS[name].build(network_options).to(device) for name in present}
+    ours = [name for name in present if CONTESTANTS[name].ours]
+    compiled = {
+        name: CONTESTANTS[name].build(replace(network_options, compile=True)).to(device)
+        for name in (ours if options.compiled else ())
+    }
+    share_parameters([models[name] for name in ours] + [*compiled.values()], models.get("birder"))
     floor_net = CONTESTANTS["global"].build(network_options).to(device).net
 
     cases, floors = [], []
     for grid in options.grids:
-        cases += _cases(options, models, grid, device)
+        cases += _cases(options, models, compiled, grid, device)
         for precision in options.precisions:
             call, flops = linear_layers_call(
                 floor_net, options.batch_size * grid[0] * grid[1], precision == "bf16"
@@ -141,6 +145,7 @@ def _check(options: BenchmarkOptions) -> None:
 def _cases(
     options: BenchmarkOptions,
     models: dict[str, FeatureMap],
+    compiled_models: dict[str, FeatureMap],
     grid: tuple[int, int],
     device: torch.device,
 ) -> list[_Case]:
@@ -151,9 +156,7 @@ def _cases(
         flops = options.batch_size * forward_flops(model, size)
         for mode in options.modes:
             for precision in options.precisions:
-                for compiled in (False, True) if options.compiled else (False,):
-                    if compiled and not CONTESTANTS[name].ours:
-                        continue
+                for compiled in (False, True) if name in compiled_models else (False,):
                     label = {
                         "network": name,
                         "mode": mode,
@@ -163,11 +166,9 @@ def _cases(
                         "image": list(size),
                         "batch_size": options.batch_size,
                     }
-                    run: nn.Module = model
-                    if compiled:
-                        run = torch.compile(model, fullgraph=True)
+                    run = compiled_models[name] if compiled else model
                     make = forward_call if mode == "forward" else training_call
-                    call = _in_mode(model, mode, make(run, image, precision == "bf16"))
+                    call = _in_mode(run, mode, make(run, image, precision == "bf16"))
                     cases.append(_Case(label, call, flops * (1 if mode == "forward" else 3)))
     return cases
 

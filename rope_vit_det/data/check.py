@@ -12,7 +12,9 @@ from detectron2.data.catalog import Metadata
 from ..errors import InputError
 from .classes import num_classes
 from .coco_file import read_coco
-from .inspection import Inspection, inspect_coco
+from .demo import is_demo_dataset
+from .faults import Inspection
+from .inspection import inspect_coco, inspect_files
 from .own import own_datasets
 
 FAULTS_FILE = "dataset_faults.txt"
@@ -58,8 +60,11 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
         for name in cfg.DATASETS[key]:
             metadata = _find(name, key=f"DATASETS.{key}")
             json_file = metadata.get("json_file", "")
-            if metadata.get("evaluator_type", None) == "coco" and "://" not in json_file:
-                classes[name] = _check_coco(cfg, name, metadata, faults_file, key == "TEST")
+            is_test = key == "TEST"
+            if metadata.get("evaluator_type", None) != "coco" or not json_file:
+                _check_files(cfg, name, faults_file, is_test)
+            elif "://" not in json_file:
+                classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
     first = next(iter(classes), None)
     for name, names in classes.items():
         check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
@@ -103,8 +108,9 @@ def _find(name: str, *, key: str) -> Metadata:
         path = metadata.get(attribute, None)
         # Paths of other schemes (s3://, ...) are PathManager's to find.
         if path and "://" not in path and not os.path.exists(path):
+            remedy = "make demo generates it" if is_demo_dataset(name) else "prepare it there"
             raise InputError(
-                f"{key}: dataset {name!r} has no {path}; prepare it there, or set "
+                f"{key}: dataset {name!r} has no {path}; {remedy}, or set "
                 "DETECTRON2_DATASETS to the folder that holds your datasets"
             )
     return metadata
@@ -115,16 +121,16 @@ def _check_coco(
 ) -> list[str]:
     path = metadata.json_file
     coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
-    is_own = name in own_datasets(cfg)
     masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
     inspection = inspect_coco(
         coco,
         path,
         metadata.image_root,
         mask_format=cfg.INPUT.MASK_FORMAT if masks else None,
-        open_images=is_own,
+        max_aspect=_max_aspect(cfg, is_test),
+        is_test=is_test,
     )
-    _report(inspection, faults_file, print_all=is_own)
+    _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
     wanted = num_classes(cfg)
     if wanted is not None and wanted[1] != len(coco["categories"]):
         raise InputError(
@@ -134,8 +140,45 @@ def _check_coco(
     return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
 
 
-def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
+def _check_files(cfg: CfgNode, name: str, faults_file: Path, is_test: bool) -> None:
+    """Looks at the images of a dataset that is not a JSON file of COCO's."""
+    try:
+        records = DatasetCatalog.get(name)
+    except Exception as error:  # of whoever registered it
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"dataset {name!r} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from None
+    images = [
+        {"id": record.get("image_id"), **record}
+        for record in records
+        if "://" not in str(record.get("file_name", "://"))
+    ]
+    inspection = Inspection(
+        source=f"dataset {name!r}",
+        images=len(records),
+        unannotated=0,
+        objects=sum(len(record.get("annotations", ())) for record in records),
+        categories=0,
+        faults=inspect_files(images, "", _max_aspect(cfg, is_test)),
+    )
+    _report(cfg, inspection, faults_file, print_all=False)
+
+
+def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:
+    """The longer side over the shorter one at which resizing leaves less than half a pixel."""
+    lsj = cfg.INPUT.LSJ
+    if lsj.ENABLED and not is_test:
+        return 2 * lsj.IMAGE_SIZE * lsj.MIN_SCALE
+    kind = "TEST" if is_test else "TRAIN"
+    resizes = cfg.INPUT[f"MIN_SIZE_{kind}"] not in (0, (0,))
+    return 2 * cfg.INPUT[f"MAX_SIZE_{kind}"] if resizes else None
+
+
+def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
     """Writes and prints what was found, and raises where that stops a run."""
+    if cfg.DATALOADER.SKIP_UNREADABLE:  # see data/readable.py
+        inspection = inspection.with_skipped_images()
     if inspection.faults:
         faults_file.parent.mkdir(parents=True, exist_ok=True)
         with faults_file.open("a", encoding="utf-8") as file:
@@ -145,7 +188,7 @@ def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> No
     if inspection.fatal:
         reasons = "; ".join(inspection.describe_faults(inspection.fatal))
         raise InputError(
-            f"{inspection.json_file} has faults that stop training, {reasons}; all "
+            f"{inspection.source} has faults that stop the run, {reasons}; all "
             f"{len(inspection.faults)} faults are listed in {faults_file}"
         )
     if inspection.faults or print_all:

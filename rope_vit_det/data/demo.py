@@ -17,6 +17,7 @@ from .shapes import CATEGORIES, background, coverage, outline, paint
 SPLITS = {"train": 800, "val": 80}
 SMALL_AREA = 32**2  # pixels; COCO's "small"
 _SIZES = ((192, 192), (160, 224), (224, 160), (176, 240), (240, 176), (144, 256))
+_NAME = "rope_vit_det_demo"
 _SEED = 20261124
 # Goes up with every change to what is drawn, so that no stale dataset is used.
 _VERSION = 1
@@ -73,7 +74,12 @@ def generate_demo_dataset(root: str | os.PathLike) -> None:
 
 def demo_dataset_root() -> Path:
     """Where the dataset belongs: beside Detectron2's own, in `datasets` or DETECTRON2_DATASETS."""
-    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "rope_vit_det_demo"
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / _NAME
+
+
+def is_demo_dataset(name: str) -> bool:
+    """Whether this is what :func:`register_demo_dataset` calls a split."""
+    return name in [f"{_NAME}_{split}" for split in SPLITS]
 
 
 def register_demo_dataset() -> None:
@@ -81,7 +87,7 @@ def register_demo_dataset() -> None:
     root = demo_dataset_root()
     for split in SPLITS:
         json_file = root / "annotations" / f"instances_{split}.json"
-        name = f"rope_vit_det_demo_{split}"
+        name = f"{_NAME}_{split}"
         register_coco_instances(name, {}, str(json_file), str(root / split))
 
 

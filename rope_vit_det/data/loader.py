@@ -9,14 +9,21 @@ aspect ratios.
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import Purpose, seed_all
 from .large_scale_jitter import build_train_mapper
+from .readable import ReadableMapper, readable_records
 
 
 class StreamSampler(Sampler):
@@ -108,9 +115,10 @@ def build_train_loader(cfg: CfgNode) -> MicroBatches:
     Args:
         cfg: a full config, SEED set.
     """
-    # Samplers draw their seed from NumPy, and share that of rank 0.
-    seed_all(cfg.SEED, Purpose.ORDER)
-    parts = build_detection_train_loader.from_config(cfg, mapper=build_train_mapper(cfg))
+    parts = _train_parts(cfg)
+    if cfg.DATALOADER.SKIP_UNREADABLE:
+        records = readable_records(parts["dataset"], cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
+        parts = _train_parts(cfg, dataset=records)
     accumulate = cfg.SOLVER.ACCUMULATE
     num_slots = comm.get_world_size() * accumulate
     slots = range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate)
@@ -128,3 +136,21 @@ def build_train_loader(cfg: CfgNode) -> MicroBatches:
         num_slots=num_slots,
         aspect_ratio_grouping=parts["aspect_ratio_grouping"],
     )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Detectron2's loader of a dataset to evaluate on."""
+    parts = build_detection_test_loader.from_config(cfg, dataset_name)
+    records = parts["dataset"]
+    if cfg.DATALOADER.SKIP_UNREADABLE:
+        records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
+    return build_detection_test_loader(
+        records, mapper=ReadableMapper(parts["mapper"]), num_workers=parts["num_workers"]
+    )
+
+
+def _train_parts(cfg: CfgNode, dataset: list[dict] | None = None) -> dict[str, Any]:
+    # Samplers draw their seed from NumPy, and share that of rank 0.
+    seed_all(cfg.SEED, Purpose.ORDER)
+    mapper = ReadableMapper(build_train_mapper(cfg))
+    return build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=dataset)

@@ -1,6 +1,5 @@
 """A user's own data in COCO's format: from paths to registered datasets and a config that fits."""
 
-import json
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -8,6 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
+from .coco_file import read_coco
 
 TRAIN, VAL = "own_train", "own_val"
 # Of what COCO's instance annotations do not hold.
@@ -75,13 +75,7 @@ def use_own_data(cfg: CfgNode) -> None:
 
 
 def _count_categories(json_file: str) -> int:
-    try:
-        categories = json.loads(Path(json_file).read_text("utf-8"))["categories"]
-    except (ValueError, KeyError, TypeError):
-        categories = None
-    if not isinstance(categories, list) or not categories:
-        raise InputError(
-            f"{json_file} is not a JSON file with a list 'categories'; see "
-            "https://cocodataset.org/#format-data"
-        )
+    categories = read_coco(json_file, needed=("categories",))["categories"]
+    if not categories:
+        raise InputError(f"{json_file} has no categories: its list 'categories' is empty")
     return len(categories)

@@ -101,10 +101,10 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
     Raises:
         InputError: raised in a process.
     """
-    if dist.is_torchelastic_launched():
-        _run_under_torchrun(main, args, *more, device=device)
-        return
     try:
+        if dist.is_torchelastic_launched():
+            _run_under_torchrun(main, args, *more, device=device)
+            return
         detectron2_launch(
             _in_process,
             args.num_gpus,
@@ -113,11 +113,12 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
             dist_url=args.dist_url,
             args=(main, args, *more),
         )
-    except ProcessRaisedException as error:
-        # All that is left of the exception is its traceback as a text.
+    except (ProcessRaisedException, InputError) as error:
+        # All that is left of another process's exception, or of a loader worker's, is its traceback
+        # as a text.
         last = str(error).strip().splitlines()[-1]
         name = f"{InputError.__module__}.{InputError.__name__}: "
-        if last.startswith(name):
+        if isinstance(error, InputError) or last.startswith(name):
             raise InputError(last.removeprefix(name)) from None
         raise
 

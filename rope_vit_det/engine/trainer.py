@@ -13,9 +13,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
-from ..data.loader import MicroBatches, build_train_loader
+from ..data.loader import MicroBatches, build_test_loader, build_train_loader
 from ..evaluation.evaluators import build_evaluator
 from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
@@ -110,6 +111,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> MicroBatches:
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -34,9 +35,15 @@ def check_evaluator(dataset_name: str) -> None:
     """Checks that a dataset can be evaluated, before the inference that would be for nothing.
 
     Raises:
-        InputError: a package is missing; names it.
+        InputError: the dataset has no evaluator type, or one that nothing here evaluates; or a
+            package is missing.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind not in _MAKERS:
+        raise InputError(
+            f"DATASETS.TEST: dataset {dataset_name!r} has evaluator_type {kind!r}; set it in its "
+            f"MetadataCatalog entry to one of {', '.join(_MAKERS)}"
+        )
     package = _PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
         raise InputError(
@@ -57,39 +64,43 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") ->
         output_folder: for result files; "": `OUTPUT_DIR/inference`.
 
     Raises:
-        InputError: the dataset has no evaluator type, or one that nothing here evaluates.
+        InputError: see :func:`check_evaluator`.
     """
+    check_evaluator(dataset_name)
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    makers = {
-        "sem_seg": lambda: [SemSegEvaluator(dataset_name, distributed=True, output_dir=folder)],
-        "coco": lambda: [_coco_evaluator(cfg, dataset_name, folder)],
-        "coco_panoptic_seg": lambda: [
-            SemSegEvaluator(dataset_name, distributed=True, output_dir=folder),
-            _coco_evaluator(cfg, dataset_name, folder),
-            COCOPanopticEvaluator(dataset_name, folder),
-        ],
-        "cityscapes_instance": lambda: [CityscapesInstanceEvaluator(dataset_name)],
-        "cityscapes_sem_seg": lambda: [CityscapesSemSegEvaluator(dataset_name)],
-        "pascal_voc": lambda: [PascalVOCDetectionEvaluator(dataset_name)],
-        "lvis": lambda: [
-            FastLVISEvaluator(dataset_name, folder)
-            if is_installed()
-            else LVISEvaluator(dataset_name, output_dir=folder)
-        ],
-    }
-    if kind not in makers:
-        raise InputError(
-            f"dataset {dataset_name!r} has evaluator_type {kind!r}; set it in its MetadataCatalog "
-            f"entry to one of {', '.join(makers)}"
-        )
-    evaluators = makers[kind]()
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    evaluators = [make(cfg, dataset_name, folder) for make in _MAKERS[kind]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def _coco_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
+def _coco(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    return FastCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+    return FastCOCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=sigmas)
+
+
+def _sem_seg(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+
+
+def _lvis(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    if is_installed():
+        return FastLVISEvaluator(name, folder)
+    return LVISEvaluator(name, output_dir=folder)
+
+
+_MAKERS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] = {
+    "sem_seg": (_sem_seg,),
+    "coco": (_coco,),
+    "coco_panoptic_seg": (
+        _sem_seg,
+        _coco,
+        lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
+    ),
+    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
+    "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
+    "lvis": (_lvis,),
+}
 
 
 def _lvis_works() -> bool:

@@ -22,7 +22,7 @@ def _faults(coco, path, root, **options):
 
 def test_a_good_dataset_has_none(good):
     coco, path, root = good
-    assert not _faults(coco, path, root, mask_format="polygon", open_images=True)
+    assert not _faults(coco, path, root, mask_format="polygon")
     inspection = inspect_coco(coco, path, root)
     assert inspection.images == len(coco["images"]) == 4
     assert inspection.unannotated == 0
@@ -91,7 +91,7 @@ def test_a_planted_fault_is_found_with_file_and_id(good, name):
     before = copy.deepcopy(_annotation(coco))
     image = next(i for i in coco["images"] if i["id"] == before["image_id"])
     plant(coco)
-    faults = _faults(coco, path, root, mask_format="polygon", open_images=True)
+    faults = _faults(coco, path, root, mask_format="polygon")
     assert {fault.kind for fault in faults} >= {kind}
     assert any(fault.is_fatal for fault in faults) == fatal
     changed = [a for a in coco["annotations"] if a.get("id") == before["id"]]
@@ -142,7 +142,7 @@ def test_image_files_are_opened(good, tmp_path):
     (tmp_path / names[0]).write_bytes(b"")
     (tmp_path / names[1]).write_text("<html>")
     cv2.imwrite(str(tmp_path / names[2]), np.zeros((7, 9, 3), np.uint8))
-    kinds = {f.where.split("'")[1]: f.kind for f in _faults(coco, path, tmp_path, open_images=True)}
+    kinds = {f.where.split("'")[1]: f.kind for f in _faults(coco, path, tmp_path)}
     assert kinds == {
         names[0]: "unreadable image",
         names[1]: "unreadable image",
@@ -161,5 +161,5 @@ def test_images_turned_by_exif_have_the_size_that_detectron2_reads(good, tmp_pat
     height, width = read_image(str(tmp_path / "turned.jpg")).shape[:2]
     coco["images"] = [{"id": 1, "file_name": "turned.jpg", "width": width, "height": height}]
     coco["annotations"] = []
-    kinds = [f.kind for f in _faults(coco, path, tmp_path, open_images=True)]
+    kinds = [f.kind for f in _faults(coco, path, tmp_path)]
     assert "other size" not in kinds and (width, height) == (20, 30)

@@ -1,0 +1,82 @@
+"""Images that cannot be read, in Detectron2's loaders: named where they end a run, or skipped."""
+
+import logging
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.utils import comm
+
+from ..errors import InputError
+from .image_file import for_each_file, image_size
+
+logger = logging.getLogger(__name__)
+
+
+class ReadableMapper:
+    """A mapper of Detectron2's that names the image which it cannot read."""
+
+    def __init__(self, mapper: Callable[[dict], dict]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: dict) -> dict:
+        """See :class:`detectron2.data.DatasetMapper`.
+
+        Raises:
+            InputError: the image is missing, cannot be read, or has another size.
+        """
+        try:
+            return self.mapper(record)
+        except SizeMismatchError as error:
+            raise InputError(" ".join(str(error).split())) from None
+        except Exception:
+            problem = _problem(record)
+            if problem is None:
+                raise
+            raise InputError(
+                f"{record['file_name']} cannot be read: {problem}; repair it, take it out of the "
+                "dataset, or set DATALOADER.SKIP_UNREADABLE True"
+            ) from None
+
+
+def readable_records(records: list[dict], names: tuple[str, ...], output_dir: str) -> list[dict]:
+    """Leaves out the records whose image cannot be decoded; they are counted and listed.
+
+    All processes are to call it: each decodes its share.
+
+    Args:
+        records: in Detectron2's format.
+        names: of their datasets; the list is `skipped_images_NAME.txt`.
+        output_dir: where the list goes, of all that were skipped with the reason.
+
+    Raises:
+        InputError: none would be left.
+    """
+    share = range(comm.get_rank(), len(records), comm.get_world_size())
+    problems = for_each_file(lambda i: _problem(records[i]), share, "Decoding the images")
+    found = [(i, problem) for i, problem in zip(share, problems, strict=True) if problem]
+    skipped = dict(sorted(chain.from_iterable(comm.all_gather(found))))
+    if len(skipped) == len(records):
+        raise InputError(f"not one image of {', '.join(names)} can be read: {skipped[0]}")
+    if skipped and comm.is_main_process():
+        path = Path(output_dir, f"skipped_images_{'_'.join(names)}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{records[i]['file_name']}: {problem}\n" for i, problem in skipped.items()]
+        path.write_text("".join(lines), "utf-8")
+        logger.warning(
+            "Skipping %d of %d images of %s, which cannot be read; they are listed in %s",
+            len(skipped),
+            len(records),
+            ", ".join(names),
+            path,
+        )
+    return [record for i, record in enumerate(records) if i not in skipped]
+
+
+def _problem(record: dict) -> str | None:
+    try:
+        image_size(record["file_name"], decode=True)
+    except InputError as error:
+        return str(error)
+    return None

@@ -1,0 +1,1 @@
+"""Experiments behind the advice in docs/."""

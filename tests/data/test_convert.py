@@ -1,0 +1,182 @@
+"""YOLO and Pascal VOC folders, written here by hand from COCO annotations, and converted back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("supervision", reason="supervision converts: pip install supervision")
+SHORT = (
+    *("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+)
+
+
+def run(folder, tool, *arguments, expected=0):
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", ROOT / "tools" / tool, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert answer.returncode == expected, answer.stdout[-2000:] + answer.stderr[-3000:]
+    return answer.stdout if expected == 0 else answer.stderr.strip().splitlines()[-1]
+
+
+def read(path):
+    """Width, height and [(class, x, y, w, h)] by image file; the classes by id; annotations."""
+    coco = json.loads(Path(path).read_text())
+    names = {each["id"]: each["name"] for each in coco["categories"]}
+    files = {each["id"]: each["file_name"] for each in coco["images"]}
+    sizes = {each["file_name"]: (each["width"], each["height"]) for each in coco["images"]}
+    boxes = {name: [] for name in files.values()}
+    for each in coco["annotations"]:
+        boxes[files[each["image_id"]]].append((names[each["category_id"]], *each["bbox"]))
+    return sizes, {name: sorted(found) for name, found in boxes.items()}, names, coco
+
+
+@pytest.fixture
+def data(small_demo_dataset):
+    """Image folder, sizes, boxes and class names of both splits; crowds, which neither has, out."""
+    found = {}
+    for split in ("train", "val"):
+        path = small_demo_dataset / "annotations" / f"instances_{split}.json"
+        sizes, boxes, names, _ = read(path)
+        found[split] = small_demo_dataset / split, sizes, boxes
+    return found, [names[i] for i in sorted(names)]
+
+
+def assert_same(path, sizes, boxes, classes, tolerance):
+    found_sizes, found, names, coco = read(path)
+    assert found_sizes == sizes
+    assert [names[i] for i in sorted(names)] == classes and sorted(names)[0] == 1
+    assert all(each["iscrowd"] == 0 for each in coco["annotations"])
+    for name, wanted in boxes.items():
+        assert len(found[name]) == len(wanted)
+        for a, b in zip(found[name], wanted, strict=True):
+            assert a[0] == b[0] and a[1:] == pytest.approx(b[1:], abs=tolerance)
+
+
+def yolo_box(classes, size, box):
+    name, x, y, w, h = box
+    values = ((x + w / 2) / size[0], (y + h / 2) / size[1], w / size[0], h / size[1])
+    return f"{classes.index(name)} " + " ".join(f"{value:.6f}" for value in values)
+
+
+@pytest.mark.slow
+def test_yolo(data, tmp_path):
+    splits, classes = data
+    classes = [*classes[::-1], "unseen"]  # ids follow the file, not the alphabet
+    (tmp_path / "data.yaml").write_text(f"names: {classes}\n")
+    options = ["--names", "data.yaml"]
+    for split, (images, sizes, boxes) in splits.items():
+        labels = tmp_path / split
+        labels.mkdir()
+        for name, found in list(boxes.items())[1:]:  # the first image has no file
+            lines = [yolo_box(classes, sizes[name], box) for box in found]
+            (labels / name).with_suffix(".txt").write_text("\n".join(lines))
+        boxes[next(iter(boxes))] = []
+        options += ["--split", f"{split}.json", images, labels]
+    (tmp_path / "val" / "gone.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    log = run(tmp_path, "convert_to_coco.py", *options)
+    assert "val: 1 .txt files without an image: gone.txt" in log
+    for split, (_, sizes, boxes) in splits.items():
+        assert_same(tmp_path / f"{split}.json", sizes, boxes, classes, tolerance=0.01)
+    log = run(
+        *(tmp_path, "train_net.py", "--config-file", ROOT / "configs" / "demo.yaml"),
+        *("--train-json", "train.json", "--train-images", splits["train"][0]),
+        *("--val-json", "val.json", "--val-images", splits["val"][0]),
+        *("MODEL.MASK_ON", "False", "OUTPUT_DIR", "out", *SHORT),
+    )
+    assert "train.json: 8 images (1 without annotations)" in log
+    assert "1 categories without an annotation: category 5 (unseen)" in log
+
+
+@pytest.mark.slow
+def test_yolo_polygons_become_masks(data, tmp_path):
+    """One polygon, and one whose parts hang together by a line, as exporters join parts."""
+    (images, sizes, _) = data[0]["train"]
+    name, (width, height) = next(iter(sizes.items()))
+    square = [10, 10, 40, 10, 40, 40, 10, 40]
+    left, right = [50, 40, 50, 10, 60, 10, 60, 20], [80, 20, 80, 10, 90, 10, 90, 40, 80, 40, 80, 20]
+    joined = [*left, *right, 60, 20, 60, 40]
+    (tmp_path / "labels").mkdir()
+    sides = (width, height) * 20
+    lines = [
+        "0 " + " ".join(f"{value / side:.6f}" for value, side in zip(polygon, sides, strict=False))
+        for polygon in (square, joined)
+    ]
+    (tmp_path / "labels" / name).with_suffix(".txt").write_text("\n".join(lines))
+    (tmp_path / "data.yaml").write_text("names: {0: thing}\n")
+    options = ("--names", "data.yaml", "--split", "a.json", images, "labels")
+    run(tmp_path, "convert_to_coco.py", *options)
+    annotations = read(tmp_path / "a.json")[3]["annotations"]
+    assert [each["iscrowd"] for each in annotations] == [0, 0]
+    assert annotations[0]["bbox"] == pytest.approx([10, 10, 30, 30], abs=1)
+    assert annotations[0]["area"] == pytest.approx(900, rel=0.1)
+    assert annotations[1]["bbox"] == pytest.approx([50, 10, 40, 30], abs=1)
+    assert all(isinstance(part, list) for each in annotations for part in each["segmentation"])
+
+
+@pytest.mark.slow
+def test_pascal_voc(data, tmp_path):
+    splits, _ = data
+    options, classes = [], set()
+    for split, (images, _, boxes) in splits.items():
+        folder = tmp_path / split
+        folder.mkdir()
+        for name, found in boxes.items():
+            if split == "val":  # lacks a class that the other has
+                found[:] = [box for box in found if box[0] != "star"]
+            root = ElementTree.Element("annotation")
+            for label, x, y, w, h in found[::-1]:
+                classes.add(label)
+                thing = ElementTree.SubElement(root, "object")
+                ElementTree.SubElement(thing, "name").text = label
+                box = ElementTree.SubElement(thing, "bndbox")
+                # the devkit's pixels are counted from 1, the last one included
+                corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+                for key, value in corners.items():
+                    ElementTree.SubElement(box, key).text = str(round(value))
+            ElementTree.ElementTree(root).write((folder / name).with_suffix(".xml"))
+        options += ["--split", f"{split}.json", images, folder]
+    run(tmp_path, "convert_to_coco.py", *options)
+    for split, (_, sizes, boxes) in splits.items():
+        found = read(tmp_path / f"{split}.json")
+        assert found[0] == sizes
+        assert list(found[2].values()) == sorted(classes)
+        for name, wanted in boxes.items():
+            rounded = sorted((n, *map(round, rest)) for n, *rest in wanted)
+            assert len(found[1][name]) == len(rounded)
+            for a, b in zip(found[1][name], rounded, strict=True):
+                assert a[0] == b[0] and a[1:] == pytest.approx(b[1:], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--split", "a.json", "nowhere", "."), "nowhere: no such file or folder"),
+        (("--split", "a.json", ".", "."), ". has no .xml files"),
+        (("--names", "names.yaml", "--split", "a.json", ".", "."), ".: .*x.txt"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, options, message, monkeypatch):
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.yaml").write_text("names: [a]\n")
+    (tmp_path / "x.txt").write_text("this is no label\n")
+    import cv2
+    import numpy as np
+
+    cv2.imwrite("x.png", np.zeros((9, 9, 3), np.uint8))
+    names = options[1] if options[0] == "--names" else None
+    with pytest.raises(InputError, match=message):
+        convert_to_coco([options[-3:]], names=names)
