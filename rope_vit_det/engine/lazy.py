@@ -98,7 +98,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     if not (resume and resumable_checkpoint(cfg.train.output_dir)):
         weights = cfg.train.init_checkpoint
         try:
-            check_weights_path(weights)
+            check_weights_path(weights, for_rope_vit=False)  # the load knows the model
         except InputError as error:
             raise InputError(f"train.init_checkpoint {weights}: {error}") from None
         if eval_only and not weights:
@@ -165,7 +165,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
 def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]":
     """Evaluates train.init_checkpoint, or with `resume` the last checkpoint there is."""
     model = instantiate(cfg.model).to(cfg.train.device)
-    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir)
+    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, whole=True)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     return _test(cfg, model)
 

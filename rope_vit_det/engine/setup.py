@@ -88,7 +88,8 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
     if resumed is None:
         try:
-            check_weights_path(cfg.MODEL.WEIGHTS)
+            ours = "rope_vit" in cfg.MODEL.BACKBONE.NAME
+            check_weights_path(cfg.MODEL.WEIGHTS, for_rope_vit=ours)
             if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
                 _check_agreement(cfg)
         except InputError as error:

@@ -23,6 +23,7 @@ from .checkpoint import DetectorCheckpointer
 from .distributed import wrap_model
 from .ema import EMA
 from .learning_rates import learning_rate_table
+from .memory import PeakMemory
 from .optimizer import build_optimizer
 from .train_step import build_train_step
 
@@ -87,8 +88,9 @@ class Trainer(DefaultTrainer):
                     built.append(hooks.EvalHook(0, self._evaluate_with_tta))
             else:
                 built.append(hook)
-        # Before all that saves or evaluates.
-        return [self.ema, *built] if self.ema else built
+        # Before all that saves, evaluates or writes.
+        first = [self.ema] if self.ema else []
+        return [*first, PeakMemory(self.cfg.MODEL.DEVICE), *built]
 
     def train(self) -> None:
         """Trains; ends early where SOLVER.EARLY_STOPPING says so."""
