@@ -73,7 +73,7 @@ def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
         output=str(tmp_path),
         json_file=str(json_file),
         batch_size=2,
-        **LOW,
+        device="cpu",
     )
     capture = cv2.VideoCapture(str(tmp_path / "clip.mp4"))
     frames = []
