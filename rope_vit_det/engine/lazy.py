@@ -6,15 +6,10 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
-<<<<<<< HEAD
 import shlex
-from collections import OrderedDict
-from collections.abc import Mapping
-=======
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
->>>>>>> main
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,12 +19,8 @@ from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-<<<<<<< HEAD
-from omegaconf import DictConfig, OmegaConf
-=======
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
->>>>>>> main
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -37,17 +28,13 @@ from ..config import AMP_DTYPES
 from ..data.loader import build_seeded_loader
 from ..data.workers import ignore_signals
 from ..errors import InputError
-<<<<<<< HEAD
 from ..models.variants import VARIANTS
+from ..seeding import Purpose, seed_all
 from ..use import disagreement
 from ..weights.detector import LAZY_NAMES
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIX
 from .checkpoint import DetectorCheckpointer, as_birder_url, check_weights_path
-=======
-from ..seeding import Purpose, seed_all
-from .checkpoint import DetectorCheckpointer, check_weights_path
->>>>>>> main
 from .checkpoint_files import resumable_checkpoint
 from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
@@ -139,7 +126,6 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
             raise InputError("--eval-only needs train.init_checkpoint, or --resume")
 
 
-<<<<<<< HEAD
 def _check_agreement(cfg: DictConfig) -> None:
     """Refuses weights of birder's that were trained with other input than the config describes."""
     weights = as_birder_url(cfg.train.init_checkpoint)
@@ -162,14 +148,11 @@ def _as_overrides(settings: Mapping[str, Any]) -> str:
     return shlex.join(pairs)
 
 
-def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
-=======
 class LazyTrainer(ResumableTrainer, TrainStep):
     """The step itself, without a config, as Detectron2's tool for LazyConfigs has it."""
 
 
 def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
->>>>>>> main
     """Model, optimizer and data of a config, with hooks, and weights loaded.
 
     The hooks are those of Detectron2's `tools/lazyconfig_train_net.py`.
