@@ -1,17 +1,19 @@
 """Logging how much memory a run takes."""
 
+import logging
+
 import torch
 from detectron2.engine import HookBase
 
 from ..process_memory import process_peak_mib
 
-METRIC = "peak_memory_mib"
+logger = logging.getLogger(__name__)
 
 
 class PeakMemory(HookBase):
-    """Logs the peak of what this process has taken so far: of GPU memory, or, on the CPU, in all.
+    """Logs the peak of what this process has taken: of GPU memory, or, on the CPU, in all.
 
-    It belongs in front of the hook that writes.
+    In the log at the end, not among the metrics, which a resumed run repeats to the last bit.
     """
 
     def __init__(self, device: str) -> None:
@@ -21,10 +23,10 @@ class PeakMemory(HookBase):
         """
         self._device = torch.device(device)
 
-    def after_step(self) -> None:
+    def after_train(self) -> None:
         peak = peak_memory_mib(self._device)
         if peak is not None:
-            self.trainer.storage.put_scalar(METRIC, peak, smoothing_hint=False)
+            logger.info("Peak memory: %.0f MiB", peak)
 
 
 def peak_memory_mib(device: torch.device) -> float | None:

@@ -14,9 +14,8 @@ from detectron2.config import CfgNode
 from pycocotools.coco import COCO
 
 from ..data.own import register_own_data
-from ..engine.memory import METRIC as MEMORY
 from ..engine.record import RECORD_FILE
-from ..engine.setup import merge_config
+from ..engine.run_config import read_run_config
 from ..errors import InputError
 from ..evaluation.matching import ImageMatches, confusion_matrix, match_images
 from ..evaluation.plots import draw_losses, draw_precisions, read_metrics
@@ -32,6 +31,7 @@ _MIN_SCORE, _IOU = 0.5, 0.5  # of the confusion and the pictures
 _NUM_WORST, _NUM_BEST = 6, 3
 _MOST_CONFUSIONS = 10
 _PACKAGES = ("torch", "detectron2", "rope-vit-det")
+_MEMORY = re.compile(r"Peak memory: (\d+) MiB")
 _SPEED = re.compile(r"pure compute time: .*?\(([\d.]+) s / iter per device, on (\d+) devices\)")
 
 
@@ -53,10 +53,7 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
     folder = Path(output_dir)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the OUTPUT_DIR of a training")
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise InputError(f"{folder} has no config.yaml; name the OUTPUT_DIR of a training")
-    cfg = merge_config([str(file)])
+    cfg, file = read_run_config(folder)
     rows = read_metrics(folder / "metrics.json")
     sections = [
         section("The run", facts(_run_facts(cfg, folder, rows))),
@@ -107,13 +104,15 @@ def _costs(folder: Path, rows: Sequence[Mapping[str, float]], device: str) -> li
             ("Training step", f"{median(times):.3f} s, {waiting:.3f} s of it waiting for data")
         )
     log = folder / "log.txt"
-    speeds = _SPEED.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
+    text = log.read_text("utf-8", "replace") if log.is_file() else ""
+    speeds = _SPEED.findall(text)
     if speeds:
         seconds, devices = speeds[-1]
         found.append(("Inference", f"{float(seconds):.3f} s an image, on {devices} device(s)"))
-    if any(MEMORY in row for row in rows):
+    peaks = _MEMORY.findall(text)
+    if peaks:
         what = "GPU memory" if device.startswith("cuda") else "memory of the process"
-        found.append(("Peak memory", f"{_last(rows, MEMORY, 0):.0f} MiB ({what}, training)"))
+        found.append(("Peak memory", f"{peaks[-1]} MiB ({what}, training)"))
     return found
 
 

@@ -53,7 +53,6 @@ def run_folder(trained_folder, known_results, tmp_path_factory) -> Path:
             "total_loss": 2 / (i + 1),
             "time": 0.25,
             "data_time": 0.05,
-            "peak_memory_mib": 1234.0,
         }
         for i in range(5)
     ]
@@ -69,6 +68,7 @@ def run_folder(trained_folder, known_results, tmp_path_factory) -> Path:
     (folder / "runs.json").write_text(json.dumps(record) + "\n")
     (folder / "log.txt").write_text(
         "Total inference pure compute time: 0:00:06 (0.087170 s / iter per device, on 1 devices)\n"
+        "Peak memory: 1234 MiB\n"
     )
     return folder
 
