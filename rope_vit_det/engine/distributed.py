@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from ..errors import InputError, RunError
 from .peers import peers_watched
 from .signals import signals_passed_on
 
+_DIST_URL = re.compile(r"tcp://.+:\d+$|file:///.|auto$")
+
 
 def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Checks that the processes which a command line asks for can run here, and share a batch.
@@ -31,6 +34,11 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         InputError: they cannot; says why.
     """
     device = cfg.MODEL.DEVICE
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(
+            f"--num-machines {args.num_machines} --machine-rank {args.machine_rank}: give 1 or "
+            "more machines, and a rank from 0 to one less than there are machines"
+        )
     if args.num_gpus < 1:
         raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
     if not args.eval_only:
@@ -51,7 +59,12 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
             )
         if args.num_gpus > gpus:
             raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    if args.num_machines > 1 and args.dist_url.startswith("tcp://127.0.0.1:"):
+    if not _DIST_URL.match(args.dist_url):
+        raise InputError(
+            f"--dist-url {args.dist_url}: allowed: tcp://HOST:PORT, file:///PATH, auto"
+        )
+    local = ("tcp://127.0.0.1:", "tcp://localhost:", "auto")
+    if args.num_machines > 1 and args.dist_url.startswith(local):
         raise InputError(
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, an address of "
             "machine 0 that all of them reach"

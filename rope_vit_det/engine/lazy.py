@@ -6,9 +6,10 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
+import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -27,8 +28,13 @@ from ..config import AMP_DTYPES
 from ..data.loader import build_seeded_loader
 from ..data.workers import ignore_signals
 from ..errors import InputError
+from ..models.variants import VARIANTS
 from ..seeding import Purpose, seed_all
-from .checkpoint import DetectorCheckpointer, check_weights_path
+from ..use import disagreement
+from ..weights.detector import LAZY_NAMES
+from ..weights.detectron2_format import read_info
+from ..weights.load import PREFIX
+from .checkpoint import DetectorCheckpointer, as_birder_url, check_weights_path
 from .checkpoint_files import resumable_checkpoint
 from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
@@ -112,10 +118,34 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         weights = cfg.train.init_checkpoint
         try:
             check_weights_path(weights, for_rope_vit=False)  # the load knows the model
+            if cfg.train.get("check_weights", True):
+                _check_agreement(cfg)
         except InputError as error:
             raise InputError(f"train.init_checkpoint {weights}: {error}") from None
         if eval_only and not weights:
             raise InputError("--eval-only needs train.init_checkpoint, or --resume")
+
+
+def _check_agreement(cfg: DictConfig) -> None:
+    """Refuses weights of birder's that were trained with other input than the config describes."""
+    weights = as_birder_url(cfg.train.init_checkpoint)
+    settings = {key: OmegaConf.select(cfg, name) for key, name in LAZY_NAMES.items()}
+    if not weights.startswith(PREFIX) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
+        return
+    # Other models than Detectron2's may have their pixel statistics elsewhere.
+    stated = {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}
+    problem = disagreement(stated, read_info(weights), _as_overrides)
+    if problem:
+        raise InputError(
+            f"these weights were trained with other settings than the config has; {problem}; or "
+            "set train.check_weights=False to go on all the same"
+        )
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> str:
+    """Settings as `key=value` on the command line."""
+    pairs = (f"{LAZY_NAMES[key]}={value}".replace(", ", ",") for key, value in settings.items())
+    return shlex.join(pairs)
 
 
 class LazyTrainer(ResumableTrainer, TrainStep):
