@@ -18,12 +18,13 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config import AMP_DTYPES
+from ..data.classes import dataset_classes
 from ..errors import InputError
-from .checkpoint import DetectorCheckpointer, check_weights_path
-from .checkpoint_files import resumable_checkpoint
+from .checkpoint import DetectorCheckpointer
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .lazy_checks import check_lazy_config, dataset_names
+from .learning_rates import learning_rate_table
 from .output import check_output, clear_output, describe_output
 from .record import record_run
 from .train_step import TrainStep
@@ -81,30 +82,6 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Checks what would otherwise end a run later.
-
-    Args:
-        resume: a checkpoint in train.output_dir takes the place of train.init_checkpoint.
-
-    Raises:
-        InputError: names the key and the remedy.
-    """
-    dtype = cfg.train.amp.get("dtype", "bfloat16")
-    if dtype not in AMP_DTYPES:
-        raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
-    if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
-        raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
-        weights = cfg.train.init_checkpoint
-        try:
-            check_weights_path(weights)
-        except InputError as error:
-            raise InputError(f"train.init_checkpoint {weights}: {error}") from None
-        if eval_only and not weights:
-            raise InputError("--eval-only needs train.init_checkpoint, or --resume")
-
-
 def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
     """Model, optimizer and data of a config, with hooks, and weights loaded.
 
@@ -119,6 +96,9 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    logger.info(
+        "Learning rates, before warm-up and schedule:\n%s", learning_rate_table(model, optimizer)
+    )
     model = wrap_model(model, **cfg.train.ddp)
     trainer = TrainStep(
         model,
@@ -128,8 +108,13 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
         precision=_precision(cfg),
     )
     saving = cfg.train.checkpointer
+    names = dataset_names(cfg, "train")
     checkpointer = DetectorCheckpointer(
-        model, cfg.train.output_dir, keep=saving.get("max_to_keep", 0), trainer=trainer
+        model,
+        cfg.train.output_dir,
+        classes=dataset_classes(names[0]) if names else None,
+        keep=saving.get("max_to_keep", 0),
+        trainer=trainer,
     )
     on_main = comm.is_main_process()
     trainer.register_hooks(

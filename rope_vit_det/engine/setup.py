@@ -85,19 +85,45 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     """
     check_input_config(cfg)
     check_solver_config(cfg)
-    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
-    if resumed is None:
-        try:
-            check_weights_path(cfg.MODEL.WEIGHTS)
-            if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
-                _check_agreement(cfg)
-        except InputError as error:
-            raise weights_error(cfg.MODEL.WEIGHTS, error) from None
-        if eval_only and not cfg.MODEL.WEIGHTS:
-            raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
+    check_weights(cfg, eval_only=eval_only, resume=resume)
+    check_data(cfg, eval_only=eval_only, resume=resume)
+
+
+def check_weights(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks that the weights are there, and fit the config, as far as a file says.
+
+    Args:
+        eval_only: there must be weights.
+        resume: see :func:`check_config`.
+
+    Raises:
+        InputError: names MODEL.WEIGHTS and the remedy.
+    """
+    if resume and resumable_checkpoint(cfg.OUTPUT_DIR):
+        return
+    try:
+        check_weights_path(cfg.MODEL.WEIGHTS)
+        if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
+            _check_agreement(cfg)
+    except InputError as error:
+        raise weights_error(cfg.MODEL.WEIGHTS, error) from None
+    if eval_only and not cfg.MODEL.WEIGHTS:
+        raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
+
+
+def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks the datasets, whether they can be evaluated, and their classes.
+
+    Args:
+        eval_only, resume: see :func:`check_config`.
+
+    Raises:
+        InputError: names the dataset or file, and the remedy.
+    """
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
     names = check_datasets(cfg, eval_only=eval_only)
+    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
     weights = resumed or (eval_only and cfg.MODEL.WEIGHTS)
     known = read_classes(weights) if weights else None
     if names is not None and known is not None:
