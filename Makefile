@@ -30,6 +30,7 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q tests/properties --hypothesis-profile=thorough
 
 lint: $(READY)
 	$(RUN) -m ruff check --fix .

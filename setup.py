@@ -42,6 +42,7 @@ requirements = [
     "tensorboard",
 ]
 convert = ["supervision>=0.26"]
+predict = ["sahi", *convert]
 export = ["onnx", "onnxscript", "onnxruntime"]
 if not has_cv2():  # opencv-python beside opencv-python-headless breaks both
     requirements.append("opencv-python")
@@ -53,11 +54,16 @@ commands = {
     "rope-vit-det-benchmark-memory": "benchmark_memory",
     "rope-vit-det-classify": "classify",
     "rope-vit-det-convert-to-coco": "convert_to_coco",
+    "rope-vit-det-convert-weights": "convert_weights",
     "rope-vit-det-demo": "demo",
     "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
+    "rope-vit-det-predict": "predict",
+    "rope-vit-det-report": "report",
     "rope-vit-det-train": "train_net",
     "rope-vit-det-train-lazy": "lazyconfig_train_net",
+    "rope-vit-det-visualize-data": "visualize_data",
+    "rope-vit-det-visualize-results": "visualize_results",
 }
 
 setup(
@@ -90,10 +96,12 @@ setup(
     extras_require={
         "convert": convert,
         "export": export,
+        "predict": predict,
         "test": [
-            *("pytest", "birder==0.8.4", "timm", "ruff", "faster-coco-eval", "twine"),
+            *("pytest", "birder==0.8.4", "timm", "hypothesis", "ruff", "faster-coco-eval", "twine"),
             *convert,
             *export,
+            *predict,
         ],
     },
 )

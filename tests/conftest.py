@@ -9,10 +9,17 @@ from birder_files import birder_file, birder_output, cache, published  # noqa: F
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from hypothesis import settings
+from known_results import KnownResults, make_known_results
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data import demo
 from rope_vit_det.data.shapes import CATEGORIES
+
+# The same few examples each time in `make test`; many, and others each time, in `make test-slow`.
+settings.register_profile("fast", max_examples=8, deadline=None, derandomize=True, database=None)
+settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
+settings.load_profile("fast")
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -72,6 +79,13 @@ def trained_folder(tmp_path_factory, detector_state) -> Path:
     classes = {"names": list(CATEGORIES), "ids": [1, 2, 3, 4]}
     torch.save({"model": detector_state, "classes": classes}, folder / "model_final.pth")
     return folder
+
+
+@pytest.fixture(scope="session")
+def known_results(small_demo_dataset, trained_folder) -> KnownResults:
+    """Results with known mistakes, in `trained_folder`'s inference/; see known_results.py."""
+    file = trained_folder / "inference" / "coco_instances_results.json"
+    return make_known_results(small_demo_dataset, file)
 
 
 @pytest.fixture(scope="session")

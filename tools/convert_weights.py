@@ -14,7 +14,9 @@ from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.weights.convert import convert
 from rope_vit_det.weights.info import parse_config
 
-if __name__ == "__main__":
+
+@input_errors_as_one_line()
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,6 +47,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     args = parser.parse_args()
-    with input_errors_as_one_line():
-        args.add_config = parse_config(args.add_config, "--add-config")
-        print("\n".join(convert(**vars(args))))
+    args.add_config = parse_config(args.add_config, "--add-config")
+    print("\n".join(convert(**vars(args))))
+
+
+if __name__ == "__main__":
+    main()

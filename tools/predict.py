@@ -9,7 +9,9 @@ import argparse
 from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.prediction.main import run
 
-if __name__ == "__main__":
+
+@input_errors_as_one_line()
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,5 +54,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config"
     )
-    with input_errors_as_one_line():
-        run(**vars(parser.parse_args()))
+    run(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,9 @@ import argparse
 from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.visualization.results import run
 
-if __name__ == "__main__":
+
+@input_errors_as_one_line()
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,5 +32,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--iou", type=float, default=0.5, help="of a match (default: 0.5)")
     parser.add_argument("--number", type=int, default=20, help="images to draw (default: 20)")
-    with input_errors_as_one_line():
-        run(**vars(parser.parse_args()))
+    run(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

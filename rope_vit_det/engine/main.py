@@ -59,7 +59,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
         resume: evaluate the last checkpoint in OUTPUT_DIR instead, if there is one.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

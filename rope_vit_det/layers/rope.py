@@ -144,7 +144,10 @@ class RotaryEmbedding2D(nn.Module):
         axes = []
         for axis, size in enumerate(grid):
             span = size if window is None else window[axis]
-            cells = torch.arange(size, device=device) % span + self.offset
+            cells = torch.arange(size, device=device)
+            if window is not None:
+                cells = cells % span
+            cells = cells + self.offset
             axes.append(cells / span * (span if pt_grid_size is None else pt_grid_size[axis]))
         y, x = torch.meshgrid(*axes, indexing="ij")
         coords = torch.stack((y, x) if self.indexing == "ij" else (x, y), dim=-1)  # (h, w, 2)

@@ -42,8 +42,8 @@ def test_the_parts_are_those_that_fvcore_counts_in_the_detector():
 
 
 def test_windows_cost_less_and_the_table_says_what_was_counted():
-    options = dict(config_file=[], size=(1024, 1024), patch_stride=16, window_size=[0, 4])
-    text = analyze(Namespace(network="rope_vit_reg4_demo16", **options))
+    options = dict(config_file=[], size=(512, 512), patch_stride=16, window_size=[0, 4])
+    text = analyze(Namespace(network="rope_vit_reg1_t16", **options))
     first, second = (text.split("| total")[i].split("|")[2] for i in (1, 2))
     assert float(second) < float(first)
     assert "global attention" in text and "windows of 4x4 tokens" in text

@@ -134,7 +134,14 @@ def test_a_broken_detectron2_is_reported_and_left(python):
 
 
 def test_without_a_network(python):
-    _assert_one_line(_run(python, PIP_NO_INDEX="1"), python, "labgym==3.1.2", "network")
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
+    _assert_one_line(_run(python, **nowhere), python, "labgym==3.1.2", "is the network reachable?")
+
+
+def test_an_index_without_the_wheel(python):
+    answer = _run(python, PIP_NO_INDEX="1")
+    _assert_one_line(answer, python, "labgym==3.1.2", "Could not find a version")
+    assert "network" not in answer.stderr
 
 
 def test_a_wheel_with_another_hash(python, tmp_path):
@@ -172,7 +179,7 @@ def test_upstream_without_git(python):
 def test_upstream_without_a_network(python):
     nowhere = {
         "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": "url.file:///nonexistent/.insteadOf",
+        "GIT_CONFIG_KEY_0": "url.http://127.0.0.1:9/.insteadOf",
         "GIT_CONFIG_VALUE_0": "https://",
     }
     answer = _run(python, "--source", "upstream", **nowhere)

@@ -260,7 +260,7 @@ def test_a_view_is_written_without_the_rest_of_its_storage(birder_file, tmp_path
     state["class_token"] = large[3]
     write_weights_file(tmp_path / "rope_vit_reg1_t16_view.pt", state, info)
     size = (tmp_path / "rope_vit_reg1_t16_view.pt").stat().st_size
-    assert abs(size - path.stat().st_size) < 10_000
+    assert size < path.stat().st_size + large.nbytes / 2
 
 
 def test_metadata_that_is_no_json(birder_file):
