@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigTypeError
 
 from ..config import AMP_DTYPES, add_rope_vit_config
 from ..errors import InputError
@@ -63,8 +64,8 @@ def dataset_names(cfg: DictConfig, split: str) -> tuple[str, ...]:
     Args:
         split: "train" or "test".
     """
-    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
-    return (names,) if isinstance(names, str) else tuple(names)
+    names = _select(cfg, f"dataloader.{split}.dataset.names")
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _as_yaml(cfg: DictConfig) -> CfgNode:
@@ -72,7 +73,7 @@ def _as_yaml(cfg: DictConfig) -> CfgNode:
     view = get_cfg()
     add_rope_vit_config(view)
     for key, place in _KEYS.items():
-        value = OmegaConf.select(cfg, place)
+        value = _select(cfg, place)
         if value is not None:
             *parts, last = key.split(".")
             node = view
@@ -82,12 +83,19 @@ def _as_yaml(cfg: DictConfig) -> CfgNode:
     view.DATASETS.TRAIN = dataset_names(cfg, "train")
     view.DATASETS.TEST = dataset_names(cfg, "test")
     view.MODEL.DEVICE = cfg.train.device
-    if OmegaConf.select(cfg, "model.backbone.net.name") is not None:
+    if _select(cfg, "model.backbone.net.name") is not None:
         view.MODEL.BACKBONE.NAME = "build_rope_vit_sfp_backbone"
-    if OmegaConf.select(cfg, "model.roi_heads.num_classes") is None:
-        known = OmegaConf.select(cfg, "model.num_classes") is not None
+    if _select(cfg, "model.roi_heads.num_classes") is None:
+        known = _select(cfg, "model.num_classes") is not None
         view.MODEL.META_ARCHITECTURE = "RetinaNet" if known else "unknown"
     return view
+
+
+def _select(cfg: DictConfig, place: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, place)
+    except ConfigTypeError:
+        return None  # a list where Detectron2's configs have keys
 
 
 def _plain(value: Any) -> Any:

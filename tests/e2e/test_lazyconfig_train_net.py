@@ -82,7 +82,7 @@ def test_a_run_from_birders_weights_to_its_evaluation(
     metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     (found,) = (row for row in metrics if "bbox/AP" in row)
 
-    status, log = run(f"train.init_checkpoint={out / 'model_final.pth'}", "--eval-only")
+    status, log = run("--eval-only", f"train.init_checkpoint={out / 'model_final.pth'}")
     assert status == 0, log[-4000:]
     table = re.findall(r"copypaste: ([\d.,na-]+)$", log, re.MULTILINE)
     assert float(table[0].split(",")[0]) == pytest.approx(found["bbox/AP"], abs=1e-3, nan_ok=True)
