@@ -107,6 +107,7 @@ def test_a_loader_of_the_users_own_is_left_alone(load):
     check_lazy_config(cfg)
 
 
+@pytest.mark.slow
 def test_birders_weights_arrive(stand_in, birder_file, tmp_path):
     path, oracle = birder_file("rope_vit_reg1_t16")
     cfg = load_lazy_config(Namespace(config_file=[str(CONFIGS / MASK_RCNN)], opts=[]))
