@@ -24,8 +24,8 @@ def has_cv2() -> bool:
 
 
 requirements = [
-    "torch>=2.6",
-    "torchvision>=0.21",
+    "torch>=2.8",
+    "torchvision>=0.23",
     "fvcore>=0.1.5",
     "iopath>=0.1.7",
     "filelock",

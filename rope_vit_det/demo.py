@@ -33,7 +33,8 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     Raises:
         InputError: for a wrong config.
     """
-    args = Namespace(config_file=config_file, opts=list(opts), num_gpus=1, eval_only=False)
+    options = {"num_gpus": 1, "eval_only": False, "resume": False}
+    args = Namespace(config_file=config_file, opts=list(opts), **options)
     cfg = load_config(args)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")

@@ -61,6 +61,7 @@ def detector_state() -> dict[str, torch.Tensor]:
     add_rope_vit_config(cfg)
     cfg.merge_from_file(str(DEMO_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
     return build_model(cfg).state_dict()
 
 

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from ..data.own import register_own_data
 from ..engine.record import RECORD_FILE
-from ..engine.setup import merge_config
+from ..engine.run_config import read_run_config
 from ..errors import InputError
 from ..evaluation.matching import ImageMatches, confusion_matrix, match_images
 from ..evaluation.plots import draw_losses, draw_precisions, read_metrics
@@ -53,10 +53,7 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
     folder = Path(output_dir)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the OUTPUT_DIR of a training")
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise InputError(f"{folder} has no config.yaml; name the OUTPUT_DIR of a training")
-    cfg = merge_config([str(file)])
+    cfg, file = read_run_config(folder)
     rows = read_metrics(folder / "metrics.json")
     sections = [
         section("The run", facts(_run_facts(cfg, folder, rows))),

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     for name, picture in pictures:
         write_picture(picture, folder / name)
-    sheet = make_sheet(panels, _COLUMNS, _PANEL[0], [""] * _COLUMNS)
+    sheet = make_sheet(panels, _COLUMNS, _PANEL[0])
     write_picture(sheet, folder / SHEET)
     print(f"written: {folder}, {len(pictures)} samples, and all of them on {SHEET}")
 

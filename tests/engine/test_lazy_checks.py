@@ -92,15 +92,6 @@ def test_a_checkpoint_of_other_classes(load, tmp_path):
         check_lazy_config(load(FCOS, f"train.init_checkpoint={path}"), eval_only=True)
 
 
-def test_weights_with_other_pixels(load, birder_file):
-    path, _ = birder_file("rope_vit_reg1_t16")
-    weights = (f"train.init_checkpoint=birder:{path}", "model.backbone.net.name=rope_vit_reg1_t16")
-    with pytest.raises(InputError, match=r"other settings.*set model.pixel_mean") as error:
-        check_lazy_config(load(MASK_RCNN, *weights))
-    assert "train.check_weights" in str(error.value) and "MODEL." not in str(error.value)
-    check_lazy_config(load(MASK_RCNN, *weights, "train.check_weights=False"))
-
-
 def test_a_loader_of_the_users_own_is_left_alone(load):
     cfg = load(FCOS)
     cfg.dataloader.train = [{"image": 1}]
