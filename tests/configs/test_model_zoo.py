@@ -13,7 +13,7 @@ from stand_in import cut_down
 from rope_vit_det import use_rope_vit
 from rope_vit_det.engine import Trainer
 from rope_vit_det.engine.command_line import ZOO
-from rope_vit_det.engine.setup import load_config
+from rope_vit_det.engine.setup import check_settings, load_config
 from rope_vit_det.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -85,6 +85,18 @@ def test_one_config_of_each_kind_trains_and_predicts(stand_in, name):
     model = step_and_inference(with_overlay(name), stand_in)
     levels = range(3, 8) if "retinanet" in name else range(2, 7)
     assert list(model.backbone.output_shape()) == [f"p{level}" for level in levels]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [WALKED, [(MASK_RCNN, POINTREND), (SEMANTIC, POINTREND_SEMANTIC)]],
+    ids=["alone", "pointrend"],
+)
+def test_the_checks_of_settings_refuse_none_of_them(stand_in, tmp_path, files):
+    for each in files:
+        names = [each] if isinstance(each, str) else each
+        opts = ["OUTPUT_DIR", str(tmp_path)]
+        check_settings(load_config(Namespace(config_file=[*names, OVERLAY], opts=opts, num_gpus=1)))
 
 
 @pytest.mark.slow
