@@ -8,8 +8,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -19,6 +17,7 @@ from detectron2.evaluation import (
 )
 
 from ..errors import InputError
+from . import cityscapes
 from .fast import FastCOCOEvaluator, FastLVISEvaluator, is_installed
 
 # What Detectron2 imports once the inference is done.
@@ -96,8 +95,8 @@ _MAKERS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] 
         _coco,
         lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
     ),
-    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
+    "cityscapes_instance": (lambda cfg, name, folder: cityscapes.InstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda cfg, name, folder: cityscapes.SemSegEvaluator(name),),
     "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
     "lvis": (_lvis,),
 }
