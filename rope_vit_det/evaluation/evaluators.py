@@ -8,6 +8,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -17,7 +19,6 @@ from detectron2.evaluation import (
 )
 
 from ..errors import InputError
-from . import cityscapes
 from .fast import FastCOCOEvaluator, FastLVISEvaluator, is_installed
 
 # What Detectron2 imports once the inference is done.
@@ -48,6 +49,11 @@ def check_evaluator(dataset_name: str) -> None:
         raise InputError(
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package {package}; "
             "install it, or take the dataset out"
+        )
+    if package == "cityscapesscripts" and not hasattr(np, "in1d"):
+        raise InputError(
+            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
+            "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.4'"
         )
     if kind == "lvis" and not is_installed() and not _lvis_works():
         raise InputError(
@@ -95,8 +101,8 @@ _MAKERS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] 
         _coco,
         lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
     ),
-    "cityscapes_instance": (lambda cfg, name, folder: cityscapes.InstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda cfg, name, folder: cityscapes.SemSegEvaluator(name),),
+    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
     "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
     "lvis": (_lvis,),
 }
