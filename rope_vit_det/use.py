@@ -2,7 +2,7 @@
 
 import inspect
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -88,15 +88,20 @@ def compared_settings(cfg: CfgNode) -> dict[str, Any]:
     return {key: _get(cfg, key) for key in _COMPARED}
 
 
-def disagreement(settings: Mapping[str, Any], info: WeightsInfo) -> str | None:
+def disagreement(
+    settings: Mapping[str, Any],
+    info: WeightsInfo,
+    spell: Callable[[Mapping[str, Any]], str] | None = None,
+) -> str | None:
     """What must be changed in a config before weights fit it; None: nothing.
 
     Args:
-        settings: of the config, from :func:`compared_settings`.
+        settings: of the config, from :func:`compared_settings`; what it lacks is not compared.
+        spell: writes settings as the user would; None: :func:`as_arguments`.
     """
-    wanted = settings_for(info)
+    wanted = {key: value for key, value in settings_for(info).items() if key in settings}
     wrong = {k: v for k, v in wanted.items() if not _agree(k, settings[k], v, settings)}
-    reasons = [f"set {as_arguments(wrong)}"] if wrong else []
+    reasons = [f"set {(spell or as_arguments)(wrong)}"] if wrong else []
     network = settings["MODEL.ROPE_VIT.NAME"]
     for key, value in architecture_from_config(info.config, network).items():
         default = inspect.signature(RoPEViT).parameters[key].default

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 PYTHONS = ((3, 10), (3, 13))
-MIN_TORCH = (2, 6)
+MIN_TORCH = (2, 8)
 
 WHEEL = "labgym==3.1.2"
 WHEEL_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"

@@ -27,7 +27,7 @@ from .checkpoint_files import (
     write_checkpoint,
 )
 
-BEST = "model_best"
+BEST = "model_best.pth"
 _TIMEOUT = 30  # seconds without an answer of a web server
 
 
@@ -88,7 +88,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(path, data)
         # The best lies beside the others: a run resumes from the last.
-        if name != BEST:
+        if f"{name}.pth" != BEST:
             tag_checkpoint(self.save_dir, f"{name}.pth")
         if self.keep:
             prune_checkpoints(self.save_dir, self.keep)

@@ -123,6 +123,11 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
         raise
 
 
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is set in this or another process; a collective."""
+    return any(comm.all_gather(flag))
+
+
 def wrap_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     """The model under :class:`DistributedDataParallel` where there are several processes.
 

@@ -6,26 +6,45 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
+import shlex
+import weakref
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..config import AMP_DTYPES
+from ..data.loader import build_seeded_loader
+from ..data.workers import ignore_signals
 from ..errors import InputError
-from .checkpoint import DetectorCheckpointer, check_weights_path
+from ..models.variants import VARIANTS
+from ..seeding import Purpose, seed_all
+from ..use import disagreement
+from ..weights.detector import LAZY_NAMES
+from ..weights.detectron2_format import read_info
+from ..weights.load import PREFIX
+from .checkpoint import DetectorCheckpointer, as_birder_url, check_weights_path
 from .checkpoint_files import resumable_checkpoint
+from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .history import EventHistory
 from .output import check_output, clear_output, describe_output
 from .record import record_run
+from .resumable import ResumableTrainer
+from .running_state import RunningState
+from .seed import settle_seed
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -99,13 +118,41 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         weights = cfg.train.init_checkpoint
         try:
             check_weights_path(weights, for_rope_vit=False)  # the load knows the model
+            if cfg.train.get("check_weights", True):
+                _check_agreement(cfg)
         except InputError as error:
             raise InputError(f"train.init_checkpoint {weights}: {error}") from None
         if eval_only and not weights:
             raise InputError("--eval-only needs train.init_checkpoint, or --resume")
 
 
-def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
+def _check_agreement(cfg: DictConfig) -> None:
+    """Refuses weights of birder's that were trained with other input than the config describes."""
+    weights = as_birder_url(cfg.train.init_checkpoint)
+    settings = {key: OmegaConf.select(cfg, name) for key, name in LAZY_NAMES.items()}
+    if not weights.startswith(PREFIX) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
+        return
+    # Other models than Detectron2's may have their pixel statistics elsewhere.
+    stated = {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}
+    problem = disagreement(stated, read_info(weights), _as_overrides)
+    if problem:
+        raise InputError(
+            f"these weights were trained with other settings than the config has; {problem}; or "
+            "set train.check_weights=False to go on all the same"
+        )
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> str:
+    """Settings as `key=value` on the command line."""
+    pairs = (f"{LAZY_NAMES[key]}={value}".replace(", ", ",") for key, value in settings.items())
+    return shlex.join(pairs)
+
+
+class LazyTrainer(ResumableTrainer, TrainStep):
+    """The step itself, without a config, as Detectron2's tool for LazyConfigs has it."""
+
+
+def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     """Model, optimizer and data of a config, with hooks, and weights loaded.
 
     The hooks are those of Detectron2's `tools/lazyconfig_train_net.py`.
@@ -119,31 +166,31 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    running_state = RunningState(model)
     model = wrap_model(model, **cfg.train.ddp)
-    trainer = TrainStep(
-        model,
-        instantiate(cfg.dataloader.train),
-        optimizer,
-        seed=_shared_seed(cfg),
-        precision=_precision(cfg),
+    seed = settle_seed(cfg.train.get("seed", -1))
+    trainer = LazyTrainer(
+        model, _train_loader(cfg, seed), optimizer, seed=seed, precision=_precision(cfg)
     )
     saving = cfg.train.checkpointer
-    checkpointer = DetectorCheckpointer(
-        model, cfg.train.output_dir, keep=saving.get("max_to_keep", 0), trainer=trainer
+    trainer.checkpointer = checkpointer = DetectorCheckpointer(
+        model,
+        cfg.train.output_dir,
+        keep=saving.get("max_to_keep", 0),
+        running_state=running_state,
+        trainer=weakref.proxy(trainer),
     )
-    on_main = comm.is_main_process()
+    writers = []
+    if comm.is_main_process():
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
     trainer.register_hooks(
         [
+            EventHistory(writers),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, saving.period) if on_main else None,
+            Checkpoints(checkpointer, saving.period, running_state),
             hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if on_main
-            else None,
+            hooks.PeriodicWriter(writers, cfg.train.log_period),
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
@@ -171,9 +218,10 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    loader = instantiate(cfg.dataloader.test)
+    if isinstance(loader, DataLoader):
+        loader.worker_init_fn = ignore_signals
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -182,7 +230,8 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace) -> None:
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
-    cfg.train.seed = _shared_seed(cfg)
+    output = None if args.eval_only else cfg.train.output_dir
+    cfg.train.seed = settle_seed(cfg.train.get("seed", -1), output, resume=args.resume)
     visible = copy.deepcopy(cfg)
     if not comm.is_main_process():
         visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
@@ -201,7 +250,13 @@ def _precision(cfg: DictConfig) -> torch.dtype:
     return getattr(torch, amp.get("dtype", "bfloat16")) if amp.enabled else torch.float32
 
 
-def _shared_seed(cfg: DictConfig) -> int:
-    """`train.seed`, or one drawn for all processes together."""
-    seed = cfg.train.get("seed", -1)
-    return seed if seed >= 0 else comm.shared_random_seed()
+def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:
+    """That of the config; Detectron2's own with our stream and random state, to resume exactly."""
+    seed_all(seed, Purpose.ORDER)
+    parts = {key: instantiate(value) for key, value in cfg.dataloader.train.items()}
+    build = parts.pop("_target_")
+    build = locate(build) if isinstance(build, str) else build
+    if build is build_detection_train_loader and isinstance(parts["dataset"], list):
+        return build_seeded_loader(**parts, seed=seed)
+    logger.warning("dataloader.train is not Detectron2's of a list: resumed, its data starts over")
+    return build(**parts)

@@ -30,6 +30,7 @@ from .command_line import (
 from .own_data import add_own_data
 from .projects import add_project_config
 from .record import record_run
+from .seed import settle_seed
 from .trainer import with_seed
 from .yaml_config import merge_from_yaml
 
@@ -114,7 +115,11 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         The config with the seed that was drawn, where it had none.
     """
     register_own_data(cfg)
-    cfg = with_seed(cfg)
+    if args.eval_only:
+        seed = settle_seed(cfg.SEED)
+    else:
+        seed = settle_seed(cfg.SEED, cfg.OUTPUT_DIR, resume=args.resume)
+    cfg = with_seed(cfg, seed)
     # None keeps Detectron2 from a log file for each process.
     visible = cfg if comm.is_main_process() else _without_output(cfg)
     setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")

@@ -30,7 +30,7 @@ def python(tmp_path):
     """The Python of an empty environment that says it has a torch."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    _pretend_torch(python, "2.6.0")
+    _pretend_torch(python, "2.8.0")
     return python
 
 
@@ -151,17 +151,17 @@ def test_a_wheel_with_another_hash(python, tmp_path):
     _assert_one_line(answer, python, WHEEL, found, "sha256")
 
 
-@pytest.mark.parametrize("version", ["2.5.1", "1.13.0+cu117"])
+@pytest.mark.parametrize("version", ["2.7.1", "1.13.0+cu117"])
 def test_an_old_torch(python, version):
     _pretend_torch(python, version)
-    _assert_one_line(_run(python), python, f"torch {version}", "2.6 or newer")
+    _assert_one_line(_run(python), python, f"torch {version}", "2.8 or newer")
 
 
 def test_without_torch(python):
     for info in _site(python).glob("torch-*.dist-info"):
         (info / "METADATA").unlink()
         info.rmdir()
-    _assert_one_line(_run(python), python, "torch is not installed", "2.6 or newer")
+    _assert_one_line(_run(python), python, "torch is not installed", "2.8 or newer")
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 14)])
