@@ -143,6 +143,7 @@ def _info(cfg: CfgNode, detector: nn.Module, classes: Classes, step: int) -> dic
     return {
         "network": None if network is None else cfg.MODEL.ROPE_VIT.NAME,
         "channels": cfg.INPUT.FORMAT,
+        "pixel_mean": detector.pixel_mean.flatten().tolist(),
         "multiple_of": step,
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
