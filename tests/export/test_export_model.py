@@ -1,6 +1,5 @@
-"""Exported files against the model they were made from, run in processes that know nothing of us."""
+"""Exported files beside the model they came from, in processes that know nothing of us."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,7 @@ from rope_vit_det import add_rope_vit_config
 from rope_vit_det.errors import InputError, RunError
 from rope_vit_det.export import main
 from rope_vit_det.export.checks import check_images, compare_detections, compare_features
-from rope_vit_det.export.detector import find_instances, trace_detector
-from rope_vit_det.export.evaluation import compare_ap
+from rope_vit_det.export.detector import find_instances
 from rope_vit_det.export.sizes import size_multiple
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +129,7 @@ def test_detector(weights, tmp_path, capsys, opts):
 def test_backbone(weights, tmp_path, opts, suffix):
     path = tmp_path / f"backbone{suffix}"
     export(weights, path, *opts)
-    cfg, model = build(*opts)
+    _, model = build(*opts)
     model.load_state_dict(torch.load(weights)["model"])
     step = size_multiple(model)
     sizes = {"a": (1, 256, 320), "b": (3, 448, 192), "c": (2, 192, 192)}
@@ -186,7 +184,7 @@ def test_ap_of_the_exported_detector_beside_the_eager_one(
 
 
 def test_a_file_is_not_written_where_the_exported_model_differs():
-    cfg, model = build("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    _, model = build("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
     image = check_images([], [(64, 96)], "RGB")[0]
     with torch.no_grad():
         found = find_instances(model, image)
