@@ -68,9 +68,10 @@ def compare_detections(
         pairs.append(pairs[0][::-1])
         for one, other in pairs:  # both ways: nothing may be missing, and nothing new
             for name, distance in _distances(one[one.scores > threshold + _SCORE], other).items():
-                furthest[name] = max(furthest[name], distance)
+                furthest[name] = _larger(furthest[name], distance)
         number += len(expected)
-    if furthest["boxes"] > _BOX or max(furthest["scores"], furthest["masks"]) > _SCORE:
+    # "not below": NaN is too far, too
+    if not (furthest["boxes"] <= _BOX and _larger(furthest["scores"], furthest["masks"]) <= _SCORE):
         raise RunError(
             "the exported detector differs from the eager one: boxes by up to "
             f"{furthest['boxes']:.2g} px, scores by {furthest['scores']:.2g}, masks by "
@@ -104,9 +105,8 @@ def compare_features(
             expected, found = pyramid(image), exported(image)
         for name, ours in expected.items():
             distance = ((found[name] - ours).abs().max() / ours.abs().max()).item()
-            furthest[name] = max(furthest.get(name, 0.0), distance)
+            furthest[name] = _larger(furthest.get(name, 0.0), distance)
     told = ", ".join(f"{name} {distance:.1e}" for name, distance in sorted(furthest.items()))
-    # "not below": NaN is too far, too
     if not all(distance <= _FEATURE for distance in furthest.values()):
         raise RunError(
             f"the exported backbone differs from the eager one, relative to the largest value by: "
@@ -116,6 +116,11 @@ def compare_features(
         f"{_sizes(images)} compared with the eager backbone; largest differences, relative to the "
         f"largest value: {told}"
     )
+
+
+def _larger(one: float, other: float) -> float:
+    """NaN where one of them is."""
+    return torch.tensor([one, other], dtype=torch.float64).max().item()
 
 
 def _distances(some: Instances, others: Instances) -> dict[str, float]:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..data.classes import Classes
+from ..data.own import register_own_data, use_own_data
 from ..engine.command_line import find_config_file
 from ..engine.setup import check_config
 from ..errors import InputError
@@ -75,6 +76,9 @@ def run(
         config_file = find_config_file(config_file)
     cfg = read_detector_config(config_file, weights, opts, threshold)
     cfg.MODEL.DEVICE = "cpu"
+    if evaluate:
+        use_own_data(cfg)
+        register_own_data(cfg)
     cfg.freeze()
     if evaluate:
         check_config(cfg, eval_only=True)
@@ -115,7 +119,8 @@ def _save_pt2(
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={INFO_FILE: json.dumps(info)})
     with path.open("rb") as file:
-        return torch.export.load(file).module()
+        # No module within one: it cannot be switched to evaluation, which it is made for.
+        return partial(torch.export.load(file).module())
 
 
 def _save_onnx(

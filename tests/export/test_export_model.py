@@ -172,10 +172,13 @@ def test_the_example_runs_without_this_package(weights, tmp_path, small_demo_dat
 
 @pytest.mark.slow
 def test_ap_of_the_exported_detector_beside_the_eager_one(
-    weights, tmp_path, small_demo_dataset, monkeypatch, capsys
+    weights, tmp_path, small_demo_dataset, capsys
 ):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_demo_dataset.parent))
-    small = ("INPUT.MIN_SIZE_TEST", "96")
+    json_file = small_demo_dataset / "annotations" / "instances_val.json"
+    small = (
+        *("INPUT.MIN_SIZE_TEST", "96", "DATASETS.OWN.VAL_JSON", str(json_file)),
+        *("DATASETS.OWN.VAL_IMAGES", str(small_demo_dataset / "val")),
+    )
     export(weights, tmp_path / "d.ts", *small, evaluate=True, max_ap_loss=5.0)
     assert "bbox AP: eager" in capsys.readouterr().out
     with pytest.raises(RunError, match="more than --max-ap-loss -101"):
