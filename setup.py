@@ -24,8 +24,8 @@ def has_cv2() -> bool:
 
 
 requirements = [
-    "torch>=2.6",
-    "torchvision>=0.21",
+    "torch>=2.8",
+    "torchvision>=0.23",
     "fvcore>=0.1.5",
     "iopath>=0.1.7",
     "filelock",
@@ -42,6 +42,7 @@ requirements = [
     "tensorboard",
 ]
 convert = ["supervision>=0.26"]
+predict = ["sahi", *convert]
 export = ["onnx", "onnxscript", "onnxruntime"]
 if not has_cv2():  # opencv-python beside opencv-python-headless breaks both
     requirements.append("opencv-python")
@@ -59,8 +60,10 @@ commands = {
     "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
     "rope-vit-det-predict": "predict",
+    "rope-vit-det-report": "report",
     "rope-vit-det-train": "train_net",
     "rope-vit-det-train-lazy": "lazyconfig_train_net",
+    "rope-vit-det-visualize-data": "visualize_data",
     "rope-vit-det-visualize-results": "visualize_results",
 }
 
@@ -94,10 +97,12 @@ setup(
     extras_require={
         "convert": convert,
         "export": export,
+        "predict": predict,
         "test": [
             *("pytest", "birder==0.8.4", "timm", "hypothesis", "ruff", "faster-coco-eval", "twine"),
             *convert,
             *export,
+            *predict,
         ],
     },
 )

@@ -2,19 +2,18 @@
 
 import inspect
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from .config import add_rope_vit_config
-from .heads import PYRAMIDS, pyramid_for_heads
+from .config import add_rope_vit_config, get_key
+from .heads import BACKBONES, pyramid_for_heads
 from .models.rope_vit import RoPEViT
 from .models.variants import VARIANTS
 from .weights.info import WeightsInfo, architecture_from_config
 from .weights.load import PREFIX, birder_url, locate, read_weights
 
-_BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
 # Gray levels of 255 by which a mean or deviation may differ: it may have been rounded.
 _TOLERANCE = 0.5
 _COMPARED = (
@@ -85,18 +84,23 @@ def settings_for(info: WeightsInfo) -> dict[str, Any]:
 
 def compared_settings(cfg: CfgNode) -> dict[str, Any]:
     """The values that a config has for the keys that weights decide."""
-    return {key: _get(cfg, key) for key in _COMPARED}
+    return {key: get_key(cfg, key) for key in _COMPARED}
 
 
-def disagreement(settings: Mapping[str, Any], info: WeightsInfo) -> str | None:
+def disagreement(
+    settings: Mapping[str, Any],
+    info: WeightsInfo,
+    spell: Callable[[Mapping[str, Any]], str] | None = None,
+) -> str | None:
     """What must be changed in a config before weights fit it; None: nothing.
 
     Args:
-        settings: of the config, from :func:`compared_settings`.
+        settings: of the config, from :func:`compared_settings`; what it lacks is not compared.
+        spell: writes settings as the user would; None: :func:`as_arguments`.
     """
-    wanted = settings_for(info)
+    wanted = {key: value for key, value in settings_for(info).items() if key in settings}
     wrong = {k: v for k, v in wanted.items() if not _agree(k, settings[k], v, settings)}
-    reasons = [f"set {as_arguments(wrong)}"] if wrong else []
+    reasons = [f"set {(spell or as_arguments)(wrong)}"] if wrong else []
     network = settings["MODEL.ROPE_VIT.NAME"]
     for key, value in architecture_from_config(info.config, network).items():
         default = inspect.signature(RoPEViT).parameters[key].default
@@ -134,13 +138,7 @@ def _pair(value: Any) -> list[int]:
 
 def _backbone_name(cfg: CfgNode) -> str:
     name = cfg.MODEL.BACKBONE.NAME
-    return name if name in _BACKBONES else pyramid_for_heads(cfg)
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    return name if name in BACKBONES else pyramid_for_heads(cfg)
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

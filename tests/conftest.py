@@ -10,6 +10,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from hypothesis import settings
+from known_results import KnownResults, make_known_results
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data import demo
@@ -60,6 +61,7 @@ def detector_state() -> dict[str, torch.Tensor]:
     add_rope_vit_config(cfg)
     cfg.merge_from_file(str(DEMO_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
     return build_model(cfg).state_dict()
 
 
@@ -78,6 +80,13 @@ def trained_folder(tmp_path_factory, detector_state) -> Path:
     classes = {"names": list(CATEGORIES), "ids": [1, 2, 3, 4]}
     torch.save({"model": detector_state, "classes": classes}, folder / "model_final.pth")
     return folder
+
+
+@pytest.fixture(scope="session")
+def known_results(small_demo_dataset, trained_folder) -> KnownResults:
+    """Results with known mistakes, in `trained_folder`'s inference/; see known_results.py."""
+    file = trained_folder / "inference" / "coco_instances_results.json"
+    return make_known_results(small_demo_dataset, file)
 
 
 @pytest.fixture(scope="session")

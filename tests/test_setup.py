@@ -53,7 +53,8 @@ def test_what_the_package_imports_is_declared(declared, tmp_path):
                 imported.add(node.module.partition(".")[0])
     third_party = imported - sys.stdlib_module_names - {"rope_vit_det", "detectron2"}
     third_party -= {"omegaconf"}  # of Detectron2's LazyConfig, which asks for it
-    third_party -= {"faster_coco_eval", "lvis", "panopticapi"}  # used where they are installed
+    # Used where they are installed.
+    third_party -= {"faster_coco_eval", "lvis", "panopticapi", "sahi", "supervision"}
     distributions = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
     assert {distributions.get(name, name) for name in third_party} <= names
     # The design card's own list.

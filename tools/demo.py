@@ -3,7 +3,7 @@
 
 import argparse
 
-from rope_vit_det.engine.demo import run_demo
+from rope_vit_det.demo import run_demo
 from rope_vit_det.errors import input_errors_as_one_line
 
 

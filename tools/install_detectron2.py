@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 PYTHONS = ((3, 10), (3, 13))
-MIN_TORCH = (2, 6)
+MIN_TORCH = (2, 8)
 
 WHEEL = "labgym==3.1.2"
 WHEEL_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
@@ -61,6 +62,13 @@ Changed here, by tools/install_detectron2.py of rope-vit-det: the imports are re
 
 UPSTREAM = "https://github.com/facebookresearch/detectron2"
 UPSTREAM_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"  # main on 2026-06-06
+# How pip and git tell that no connection came about.
+NO_CONNECTION = re.compile(
+    r"NewConnectionError|Max retries exceeded|[Tt]imed out|Timeout|ProxyError|"
+    r"[Cc]onnection (refused|reset|broken|aborted)|Network is unreachable|"
+    r"[Nn]ame or service not known|[Nn]ame resolution|Could not resolve|Failed to connect|"
+    r"Could(n't| not) connect"
+)
 
 
 class InstallError(Exception):
@@ -217,7 +225,8 @@ def _pip(failure: str, command: str, *arguments: str) -> None:
     if answer.returncode != 0:
         errors = [line for line in answer.stderr.splitlines() if line.startswith("ERROR:")]
         reason = errors[0].removeprefix("ERROR:").strip() if errors else _last_line(answer.stderr)
-        raise InstallError(f"{failure}: {reason} (is the network reachable?)")
+        hint = " (is the network reachable?)" if NO_CONNECTION.search(answer.stderr) else ""
+        raise InstallError(f"{failure}: {reason}{hint}")
 
 
 def _last_line(text: str) -> str:

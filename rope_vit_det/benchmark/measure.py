@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_STATUS = Path("/proc/self/status")
+from ..process_memory import process_peak_mib, resident_mib
+
 _CLEAR_PEAK = "5"  # Linux's proc(5): resets VmHWM, the peak of the resident memory
 
 
@@ -104,23 +105,6 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         return None
     call()
     return process_peak_mib() - before
-
-
-def resident_mib() -> float:
-    """Resident memory of this process, in MiB (Linux)."""
-    return _status_kib("VmRSS") / 2**10
-
-
-def process_peak_mib() -> float:
-    """Peak memory of this process so far, all that it holds included, in MiB (Linux)."""
-    return _status_kib("VmHWM") / 2**10
-
-
-def _status_kib(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise OSError(f"{_STATUS} has no {field}")
 
 
 def _autocast(device: torch.device, bf16: bool) -> torch.autocast | nullcontext:

@@ -8,7 +8,8 @@ import torch
 from tabulate import tabulate
 
 from ..errors import InputError
-from .measure import peak_mib, process_peak_mib
+from ..process_memory import process_peak_mib
+from .measure import peak_mib
 from .networks import CONTESTANTS, OUR_NETWORK, NetworkOptions, is_installed
 
 # Ours at the pyramids' stride; birder's on the same grid at its own patch size.

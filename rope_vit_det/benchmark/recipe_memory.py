@@ -15,7 +15,8 @@ from ..engine.setup import load_config
 from ..engine.train_step import build_train_step
 from ..engine.trainer import Trainer
 from ..errors import InputError
-from .measure import peak_mib, process_peak_mib, resident_mib
+from ..process_memory import process_peak_mib, resident_mib
+from .measure import peak_mib
 
 OBJECTS = 7  # of a COCO image, on average
 _CHECKPOINT = ("MODEL.ROPE_VIT.ACTIVATION_CHECKPOINT", "True")

@@ -4,43 +4,88 @@ A step of training consists of `world size x SOLVER.ACCUMULATE` micro-batches. D
 endless stream of samples out to processes; here it is dealt to micro-batches, so that two processes
 and one process that accumulates over two see the same micro-batches. The augmentation of a sample
 depends on the seed and its position in the stream alone, whatever the processes, loader workers or
-aspect ratios.
+aspect ratios. Which samples are in which micro-batch is known without reading an image, so that a
+resumed run starts at its micro-batch at once.
 """
 
+import logging
+import random
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    MapDataset,
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..seeding import Purpose, seed_all
 from .large_scale_jitter import build_train_mapper
 from .readable import ReadableMapper, readable_records
+from .workers import ignore_signals
+
+logger = logging.getLogger(__name__)
+
+_Where = tuple[int, int]  # position in the stream, index in the dataset
+_TRIES = 100
 
 
-class StreamSampler(Sampler):
-    """The samples of this process's micro-batches, as (position in the stream, index)."""
+class MicroBatchSampler(Sampler[list[_Where]]):
+    """The samples of this process's micro-batches, one slot's after another's, without end."""
 
-    def __init__(self, sampler: Sampler, slots: range, num_slots: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        batch_size: int,
+        slots: range,
+        num_slots: int,
+        wide: Sequence[bool] | None = None,
+    ) -> None:
         """
         Args:
             sampler: one of Detectron2's training samplers.
+            batch_size: images of a micro-batch.
             slots: the micro-batches of a step that this process computes.
             num_slots: the micro-batches of a step, of all processes.
+            wide: for each image; puts only wide, or only other images into a micro-batch, for less
+                padding (as Detectron2's `AspectRatioGroupedDataset`).
+
+        Attributes:
+            start: micro-batches of this process to skip.
         """
         self.sampler = sampler
+        self.batch_size = batch_size
         self.slots = slots
         self.num_slots = num_slots
+        self.wide = wide
+        self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[_Where]]:
+        return islice(self._from_the_beginning(), self.start, None)
+
+    def _from_the_beginning(self) -> Iterator[list[_Where]]:
+        stream = self._own_part()
+        filling = defaultdict(list)
+        whole = {slot: deque() for slot in self.slots}
+        while True:
+            for slot in self.slots:
+                while not whole[slot]:
+                    position, index = next(stream)
+                    bucket = (position % self.num_slots, bool(self.wide and self.wide[index]))
+                    filling[bucket].append((position, index))
+                    if len(filling[bucket]) == self.batch_size:
+                        whole[bucket[0]].append(filling.pop(bucket))
+                yield whole[slot].popleft()
+
+    def _own_part(self) -> Iterator[_Where]:
         # Detectron2's own __iter__ is this stream, strided by rank and world size.
         for position, index in enumerate(self.sampler._infinite_indices()):
             if position % self.num_slots in self.slots:
@@ -50,64 +95,28 @@ class StreamSampler(Sampler):
 class SeededDataset(Dataset):
     """A mapped dataset whose samples get their random state from their position in the stream."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, mapper: Callable[[dict], dict | None], seed: int) -> None:
         self.dataset = dataset
+        self.mapper = mapper
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, where: tuple[int, int]) -> tuple[int, dict]:
+    def __getitem__(self, where: _Where) -> dict:
         position, index = where
         seed_all(self.seed, Purpose.SAMPLE, position)
-        return position, self.dataset[index]
+        # As Detectron2's MapDataset, another sample where the mapper gives none.
+        for _ in range(_TRIES):
+            sample = self.mapper(self.dataset[index])
+            if sample is not None:
+                return sample
+            logger.warning("The mapper gives no sample for %s", self.dataset[index]["file_name"])
+            index = random.randrange(len(self))
+        raise RuntimeError(f"the mapper gave no sample {_TRIES} times in a row")
 
 
-class MicroBatches:
-    """An endless iterable of micro-batches: lists of mapped dataset dicts, slot after slot."""
-
-    def __init__(
-        self,
-        loader: DataLoader,
-        *,
-        batch_size: int,
-        slots: range,
-        num_slots: int,
-        aspect_ratio_grouping: bool,
-    ) -> None:
-        """
-        Args:
-            loader: of (position, sample), in the order of the stream.
-            batch_size: images of a micro-batch.
-            slots: the micro-batches of a step that this process computes.
-            num_slots: the micro-batches of a step, of all processes.
-            aspect_ratio_grouping: put only wide, or only other images into a micro-batch, for less
-                padding (as Detectron2's `AspectRatioGroupedDataset`).
-        """
-        self.loader = loader
-        self.batch_size = batch_size
-        self.slots = slots
-        self.num_slots = num_slots
-        self.aspect_ratio_grouping = aspect_ratio_grouping
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        stream = iter(self.loader)
-        filling = defaultdict(list)
-        whole = {slot: deque() for slot in self.slots}
-        while True:
-            for slot in self.slots:
-                while not whole[slot]:
-                    position, sample = next(stream)
-                    target = position % self.num_slots
-                    wide = self.aspect_ratio_grouping and sample["width"] > sample["height"]
-                    bucket = filling[target, wide]
-                    bucket.append(sample)
-                    if len(bucket) == self.batch_size:
-                        whole[target].append(filling.pop((target, wide)))
-                yield whole[slot].popleft()
-
-
-def build_train_loader(cfg: CfgNode) -> MicroBatches:
+def build_train_loader(cfg: CfgNode) -> DataLoader:
     """The loader of DATASETS.TRAIN.
 
     A micro-batch has `SOLVER.IMS_PER_BATCH / (world size x SOLVER.ACCUMULATE)` images.
@@ -119,22 +128,49 @@ def build_train_loader(cfg: CfgNode) -> MicroBatches:
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(parts["dataset"], cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
         parts = _train_parts(cfg, dataset=records)
-    accumulate = cfg.SOLVER.ACCUMULATE
+    return build_seeded_loader(**parts, seed=cfg.SEED, accumulate=cfg.SOLVER.ACCUMULATE)
+
+
+def build_seeded_loader(
+    dataset: list[dict],
+    *,
+    mapper: Callable[[dict], dict | None],
+    total_batch_size: int,
+    seed: int,
+    accumulate: int = 1,
+    sampler: Sampler | None = None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[dict]], Any] = trivial_batch_collator,
+    **kwargs: Any,
+) -> DataLoader:
+    """Detectron2's `build_detection_train_loader` with this module's stream and random state.
+
+    Args:
+        dataset: dataset dicts; those without a width and height count as not wide.
+        seed: of the samples' random state.
+        accumulate: micro-batches of a process in a step.
+        kwargs: of the :class:`DataLoader`.
+
+    Returns:
+        Endless, of micro-batches; its `batch_sampler` is a :class:`MicroBatchSampler`.
+    """
     num_slots = comm.get_world_size() * accumulate
-    slots = range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate)
-    dataset = MapDataset(DatasetFromList(parts["dataset"], copy=False), parts["mapper"])
-    loader = DataLoader(
-        SeededDataset(dataset, cfg.SEED),
-        batch_size=None,
-        sampler=StreamSampler(parts["sampler"], slots, num_slots),
-        num_workers=parts["num_workers"],
-    )
-    return MicroBatches(
-        loader,
-        batch_size=parts["total_batch_size"] // num_slots,
-        slots=slots,
+    wide = [record.get("width", 0) > record.get("height", 0) for record in dataset]
+    batches = MicroBatchSampler(
+        TrainingSampler(len(dataset)) if sampler is None else sampler,
+        batch_size=total_batch_size // num_slots,
+        slots=range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate),
         num_slots=num_slots,
-        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
+        wide=wide if aspect_ratio_grouping else None,
+    )
+    return DataLoader(
+        SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        worker_init_fn=ignore_signals,
+        **kwargs,
     )
 
 
@@ -144,9 +180,11 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     records = parts["dataset"]
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         records, mapper=ReadableMapper(parts["mapper"]), num_workers=parts["num_workers"]
     )
+    loader.worker_init_fn = ignore_signals
+    return loader
 
 
 def _train_parts(cfg: CfgNode, dataset: list[dict] | None = None) -> dict[str, Any]:

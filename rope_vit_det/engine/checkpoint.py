@@ -1,17 +1,20 @@
 """Detectron2's checkpointer: safe reading, errors that name the file, classes, averaged weights."""
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
 from ..data.classes import Classes
 from ..errors import InputError
+from ..models import RoPEViT
 from ..weights.detectron2_format import BACKBONE, METADATA_KEY
 from ..weights.files import SUFFIXES, is_weights_file
 from ..weights.load import PREFIX, birder_url
@@ -24,7 +27,8 @@ from .checkpoint_files import (
     write_checkpoint,
 )
 
-BEST = "model_best"
+BEST = "model_best.pth"
+_TIMEOUT = 30  # seconds without an answer of a web server
 
 
 class DetectorCheckpointer(DetectionCheckpointer):
@@ -43,6 +47,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         classes: Classes | None = None,
         trained_model: nn.Module | None = None,
         keep: int = 0,
+        whole: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -54,12 +59,15 @@ class DetectorCheckpointer(DetectionCheckpointer):
                 "trained_model" for a resume. Whatever else is loaded, it gets the weights of
                 `model`.
             keep: periodic checkpoints that are kept, the newest; 0: all.
+            whole: every tensor of the model must be in what is loaded, as for an evaluation. A
+                checkpoint to resume from always must be whole.
             kwargs: see :class:`DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **kwargs)
         self.classes = classes
         self.trained_model = trained_model
         self.keep = keep
+        self.whole = whole
         if trained_model is not None:
             self.add_checkpointable("trained_model", trained_model)
 
@@ -80,7 +88,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(path, data)
         # The best lies beside the others: a run resumes from the last.
-        if name != BEST:
+        if f"{name}.pth" != BEST:
             tag_checkpoint(self.save_dir, f"{name}.pth")
         if self.keep:
             prune_checkpoints(self.save_dir, self.keep)
@@ -98,6 +106,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
             last = resumable_checkpoint(self.save_dir) if comm.is_main_process() else None
             last = comm.all_gather(last)[0]
         if last:
+            self.whole = True
             return self.load(last)
         return self.load(path, checkpointables=[])
 
@@ -106,10 +115,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
 
         Raises:
             InputError: the file is missing, damaged, no checkpoint, would run code, has NaNs, or
-                its backbone is not this model's.
+                its backbone is not this model's; or it is to be the whole model, and is not.
         """
+        ours = any(isinstance(module, RoPEViT) for module in self.model.modules())
         try:
-            check_weights_path(path)
+            check_weights_path(path, for_rope_vit=ours)
             return super().load(as_birder_url(path), *args, **kwargs)
         except InputError as error:
             raise weights_error(path, error) from None
@@ -144,9 +154,25 @@ class DetectorCheckpointer(DetectionCheckpointer):
                     "what the checkpoint was made with"
                 )
         incompatible = super()._load_model(checkpoint)
+        if self.whole:
+            self._check_whole(incompatible)
         if self.trained_model is not None:
             self.trained_model.load_state_dict(self.model.state_dict())
         return incompatible
+
+    def _check_whole(self, incompatible: Any) -> None:
+        for key, found, wanted in incompatible.incorrect_shapes:
+            raise InputError(
+                f"{key} has shape {found} in the checkpoint and {wanted} in the model; take the "
+                "config that it was trained with (config.yaml beside it)"
+            )
+        missing = sorted(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
+        if missing:
+            raise InputError(
+                f"the checkpoint lacks {len(missing)} tensors of the model, the first is "
+                f"{missing[0]}; take a trained detector, and the config that it was trained with "
+                "(config.yaml beside it)"
+            )
 
 
 def read_classes(path: str) -> Classes | None:
@@ -177,22 +203,30 @@ def as_birder_url(path: str) -> str:
         return path  # whoever loads it will say what is wrong
 
 
-def check_weights_path(path: str) -> None:
-    """Finds out without a download whether MODEL.WEIGHTS can be the weights of a RoPE ViT.
+def check_weights_path(path: str, *, for_rope_vit: bool = True) -> None:
+    """Finds out whether MODEL.WEIGHTS can be loaded, without reading it; downloads web addresses.
+
+    Args:
+        for_rope_vit: the weights of other networks are of no use.
 
     Raises:
         InputError: it cannot, or the file does not exist.
     """
+    if not path or path.startswith(PREFIX):
+        return
     if path.startswith("detectron2://"):
-        raise InputError(
-            "Detectron2's model zoo has no RoPE ViT, this is another network; set MODEL.WEIGHTS to "
-            "weights of a RoPE ViT, or to '' to start from random weights"
-        )
-    if path and "://" not in path and not path.startswith(PREFIX):
-        if PathManager.isdir(path):
-            raise InputError("a folder, not a file")
-        if not PathManager.isfile(path):
-            raise InputError("no such file")
+        if for_rope_vit:
+            raise InputError(
+                "Detectron2's model zoo has no RoPE ViT, this is another network; set "
+                "MODEL.WEIGHTS to weights of a RoPE ViT, or to '' to start from random weights"
+            )
+    elif path.startswith(("http://", "https://")):
+        _download(path)
+    elif PathManager.isdir(path):
+        raise InputError("a folder, not a file")
+    elif not PathManager.isfile(path):
+        scheme, found, _ = path.partition("://")
+        raise InputError("no such file" + (f", and nothing that reads {scheme}://" * bool(found)))
 
 
 def weights_error(path: str, error: InputError) -> InputError:
@@ -215,3 +249,18 @@ def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
 
 def _is_birders(weights: Any) -> bool:
     return METADATA_KEY in getattr(weights, "_metadata", {}).get(BACKBONE, {})
+
+
+def _download(url: str) -> None:
+    """Into PathManager's cache, where every process then finds it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)  # PathManager has none, and would wait for ever
+    try:
+        PathManager.get_local_path(urlparse(url)._replace(query="").geturl())
+    except OSError as error:
+        raise InputError(
+            f"cannot be downloaded ({getattr(error, 'reason', error)}); get the file by other "
+            "means and name its path"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)

@@ -6,26 +6,40 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
+import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
+from torch.utils.data import DataLoader
 
-from ..config import AMP_DTYPES
+from ..data.classes import dataset_classes
+from ..data.loader import build_seeded_loader
+from ..data.workers import ignore_signals
 from ..errors import InputError
-from .checkpoint import DetectorCheckpointer, check_weights_path
-from .checkpoint_files import resumable_checkpoint
+from ..seeding import Purpose, seed_all
+from .checkpoint import DetectorCheckpointer
+from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .history import EventHistory
+from .lazy_checks import check_lazy_config, dataset_names
+from .learning_rates import learning_rate_table
 from .output import check_output, clear_output, describe_output
 from .record import record_run
+from .resumable import ResumableTrainer
+from .running_state import RunningState
+from .seed import settle_seed
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -81,31 +95,11 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Checks what would otherwise end a run later.
-
-    Args:
-        resume: a checkpoint in train.output_dir takes the place of train.init_checkpoint.
-
-    Raises:
-        InputError: names the key and the remedy.
-    """
-    dtype = cfg.train.amp.get("dtype", "bfloat16")
-    if dtype not in AMP_DTYPES:
-        raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
-    if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
-        raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
-        weights = cfg.train.init_checkpoint
-        try:
-            check_weights_path(weights)
-        except InputError as error:
-            raise InputError(f"train.init_checkpoint {weights}: {error}") from None
-        if eval_only and not weights:
-            raise InputError("--eval-only needs train.init_checkpoint, or --resume")
+class LazyTrainer(ResumableTrainer, TrainStep):
+    """The step itself, without a config, as Detectron2's tool for LazyConfigs has it."""
 
 
-def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
+def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     """Model, optimizer and data of a config, with hooks, and weights loaded.
 
     The hooks are those of Detectron2's `tools/lazyconfig_train_net.py`.
@@ -119,31 +113,36 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> TrainStep:
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    logger.info(
+        "Learning rates, before warm-up and schedule:\n%s", learning_rate_table(model, optimizer)
+    )
+    running_state = RunningState(model)
     model = wrap_model(model, **cfg.train.ddp)
-    trainer = TrainStep(
-        model,
-        instantiate(cfg.dataloader.train),
-        optimizer,
-        seed=_shared_seed(cfg),
-        precision=_precision(cfg),
+    seed = settle_seed(cfg.train.get("seed", -1))
+    trainer = LazyTrainer(
+        model, _train_loader(cfg, seed), optimizer, seed=seed, precision=_precision(cfg)
     )
     saving = cfg.train.checkpointer
-    checkpointer = DetectorCheckpointer(
-        model, cfg.train.output_dir, keep=saving.get("max_to_keep", 0), trainer=trainer
+    names = dataset_names(cfg, "train")
+    trainer.checkpointer = checkpointer = DetectorCheckpointer(
+        model,
+        cfg.train.output_dir,
+        classes=dataset_classes(names[0]) if names else None,
+        keep=saving.get("max_to_keep", 0),
+        running_state=running_state,
+        trainer=weakref.proxy(trainer),
     )
-    on_main = comm.is_main_process()
+    writers = []
+    if comm.is_main_process():
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
     trainer.register_hooks(
         [
+            EventHistory(writers),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, saving.period) if on_main else None,
+            Checkpoints(checkpointer, saving.period, running_state),
             hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if on_main
-            else None,
+            hooks.PeriodicWriter(writers, cfg.train.log_period),
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
@@ -165,15 +164,16 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
 def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]":
     """Evaluates train.init_checkpoint, or with `resume` the last checkpoint there is."""
     model = instantiate(cfg.model).to(cfg.train.device)
-    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir)
+    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, whole=True)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     return _test(cfg, model)
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    loader = instantiate(cfg.dataloader.test)
+    if isinstance(loader, DataLoader):
+        loader.worker_init_fn = ignore_signals
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -182,7 +182,8 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
 def _run_in_process(args: argparse.Namespace) -> None:
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
-    cfg.train.seed = _shared_seed(cfg)
+    output = None if args.eval_only else cfg.train.output_dir
+    cfg.train.seed = settle_seed(cfg.train.get("seed", -1), output, resume=args.resume)
     visible = copy.deepcopy(cfg)
     if not comm.is_main_process():
         visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
@@ -201,7 +202,13 @@ def _precision(cfg: DictConfig) -> torch.dtype:
     return getattr(torch, amp.get("dtype", "bfloat16")) if amp.enabled else torch.float32
 
 
-def _shared_seed(cfg: DictConfig) -> int:
-    """`train.seed`, or one drawn for all processes together."""
-    seed = cfg.train.get("seed", -1)
-    return seed if seed >= 0 else comm.shared_random_seed()
+def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:
+    """That of the config; Detectron2's own with our stream and random state, to resume exactly."""
+    seed_all(seed, Purpose.ORDER)
+    parts = {key: instantiate(value) for key, value in cfg.dataloader.train.items()}
+    build = parts.pop("_target_")
+    build = locate(build) if isinstance(build, str) else build
+    if build is build_detection_train_loader and isinstance(parts["dataset"], list):
+        return build_seeded_loader(**parts, seed=seed)
+    logger.warning("dataloader.train is not Detectron2's of a list: resumed, its data starts over")
+    return build(**parts)

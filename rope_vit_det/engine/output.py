@@ -10,6 +10,7 @@ from .distributed import is_first_process
 from .record import RECORD_FILE
 
 _CONTENTS = (
+    ("report.html", "the run on one page, for a browser"),
     ("model_final.pth", "the trained detector"),
     ("model_best.pth", "the best checkpoint by SOLVER.BEST_METRIC"),
     ("inference", "predictions on the held-out images, and AP"),

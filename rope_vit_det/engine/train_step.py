@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.loader import MicroBatchSampler
 from ..seeding import Purpose, seed_all
 
 
@@ -47,6 +48,7 @@ class TrainStep(SimpleTrainer):
         self.seed = seed
         self.accumulate = accumulate
         self.precision = precision
+        self._batches: Iterator[list[dict]] | None = None
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision == torch.float16
@@ -58,7 +60,7 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad()
         for number in range(self.accumulate):
             start = time.perf_counter()
-            data = next(self._data_loader_iter)
+            data = self._next_batch()
             data_time += time.perf_counter() - start
             micro_batch = comm.get_rank() * self.accumulate + number
             seed_all(self.seed, Purpose.STEP, self.iter, micro_batch)
@@ -82,9 +84,20 @@ class TrainStep(SimpleTrainer):
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
+    def _next_batch(self) -> list[dict]:
+        if self._batches is None:
+            sampler = getattr(self.data_loader, "batch_sampler", None)
+            if isinstance(sampler, MicroBatchSampler):
+                sampler.start = self.iter * self.accumulate
+            self._batches = iter(self.data_loader)
+        return next(self._batches)
+
     def _forward(self, data: list[dict]) -> dict[str, Tensor]:
         mixed = self.precision != torch.float32
-        with torch.autocast(self.device_type, dtype=self.precision, enabled=mixed):
+        # Scripted functions (fvcore's focal loss) are optimized after two calls and compute
+        # otherwise from then on: a resumed run would differ in the last bit.
+        optimized = torch.jit.optimized_execution(self.device_type != "cpu")
+        with torch.autocast(self.device_type, dtype=self.precision, enabled=mixed), optimized:
             losses = self.model(data)
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 

@@ -12,24 +12,31 @@ from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
-from ..data.loader import MicroBatches, build_test_loader, build_train_loader
+from ..data.loader import build_test_loader, build_train_loader
 from ..evaluation.evaluators import build_evaluator
 from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
+from .checkpoints import Checkpoints
 from .distributed import wrap_model
 from .ema import EMA
+from .history import EventHistory
 from .learning_rates import learning_rate_table
+from .memory import PeakMemory
 from .optimizer import build_optimizer
+from .resumable import ResumableTrainer
+from .running_state import RunningState
+from .seed import settle_seed
 from .train_step import build_train_step
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer, DefaultTrainer):
     """A :class:`DefaultTrainer` for RoPE ViT detectors; its classmethods can be used alone."""
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -39,7 +46,9 @@ class Trainer(DefaultTrainer):
         """
         # DefaultTrainer's own __init__ cannot be told which step and which checkpointer to use.
         TrainerBase.__init__(self)
-        cfg = with_seed(cfg)
+        self._writers: list[EventWriter] = []
+        if cfg.SEED < 0:
+            cfg = with_seed(cfg, settle_seed(cfg.SEED))
         # To Detectron2's scaling of batch and rate, a micro-batch is as good as a process.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
         model = self.build_model(cfg)
@@ -49,16 +58,18 @@ class Trainer(DefaultTrainer):
             learning_rate_table(model, optimizer),
         )
         data_loader = self.build_train_loader(cfg)
-        model = wrap_model(model)
+        trained, model = model, wrap_model(model)
         self._trainer = build_train_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.ema = EMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.running_state = RunningState(trained)
         self.checkpointer = DetectorCheckpointer(
             self.evaluated_model,
             cfg.OUTPUT_DIR,
             classes=dataset_classes(cfg.DATASETS.TRAIN[0]),
             trained_model=self.ema and self.ema.trained_model,
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
+            running_state=self.running_state,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -76,7 +87,12 @@ class Trainer(DefaultTrainer):
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
         built = []
         for hook in super().build_hooks():
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                continue  # only in the main process; ours is in all
             if isinstance(hook, hooks.EvalHook):
+                built.append(
+                    Checkpoints(self.checkpointer, solver.CHECKPOINT_PERIOD, self.running_state)
+                )
                 built.append(hooks.EvalHook(period, self._evaluate))
                 if solver.BEST_METRIC:
                     patience = solver.EARLY_STOPPING
@@ -87,8 +103,13 @@ class Trainer(DefaultTrainer):
                     built.append(hooks.EvalHook(0, self._evaluate_with_tta))
             else:
                 built.append(hook)
-        # Before all that saves or evaluates.
-        return [self.ema, *built] if self.ema else built
+        # Before all that saves, evaluates or writes.
+        first = [EventHistory(self._writers), self.ema, PeakMemory(self.cfg.MODEL.DEVICE)]
+        return [*filter(None, first), *built]
+
+    def build_writers(self) -> list[EventWriter]:
+        self._writers = super().build_writers()
+        return self._writers
 
     def train(self) -> None:
         """Trains; ends early where SOLVER.EARLY_STOPPING says so."""
@@ -99,17 +120,8 @@ class Trainer(DefaultTrainer):
             if self.cfg.TEST.AUG.ENABLED:
                 self._last_eval_results |= self._evaluate_with_tta()
 
-    def after_train(self) -> None:
-        self.storage.iter = self.iter
-        # A failure in the last iteration looks like the end of training to Detectron2's hooks; the
-        # collectives of an evaluation would wait for the other processes, which are elsewhere.
-        finished = self.iter >= self.max_iter
-        for hook in self._hooks:
-            if finished or not isinstance(hook, hooks.EvalHook | hooks.BestCheckpointer):
-                hook.after_train()
-
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> MicroBatches:
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         return build_train_loader(cfg)
 
     @classmethod
@@ -146,12 +158,10 @@ class Trainer(DefaultTrainer):
         return self.test_with_tta(self.cfg, self.evaluated_model)
 
 
-def with_seed(cfg: CfgNode) -> CfgNode:
-    """The config with a seed: its own, or, for SEED -1, one drawn for all processes together."""
-    if cfg.SEED >= 0:
-        return cfg
+def with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    """The config with this SEED."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SEED = comm.shared_random_seed()
+    cfg.SEED = seed
     cfg.freeze()
     return cfg

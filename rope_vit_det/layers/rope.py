@@ -194,7 +194,7 @@ def apply_rotary(x: Tensor, table: Tensor, rotation: Rotation) -> Tensor:
     shape = (table.shape[1],) + (1,) * (x.dim() - 3) + (table.shape[2],)
     cos, sin = table[0].view(shape), table[1].view(shape)
     if rotation == "halves":
-        partner = x.roll(x.shape[-1] // 2, dims=-1)
+        partner = x.roll((x.shape[-1] // 2,), dims=(-1,))
     else:
         partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos, partner, sin)

@@ -11,7 +11,7 @@ from torch import nn
 from ..data.classes import Classes, num_classes
 from ..data.coco_file import read_coco
 from ..engine.checkpoint import BEST, DetectorCheckpointer
-from ..engine.setup import merge_config
+from ..engine.run_config import read_run_config
 from ..errors import InputError
 from ..weights.load import PREFIX
 
@@ -26,7 +26,7 @@ def read_detector_config(
     """The config of a trained detector, MODEL.WEIGHTS set.
 
     Args:
-        config_or_dir: a yaml, or a training's OUTPUT_DIR.
+        config_or_dir: see :func:`~rope_vit_det.engine.run_config.read_run_config`.
         weights: a checkpoint; None: the best, final or last one of the folder, or what the config
             names.
         opts: KEY VALUE pairs.
@@ -37,12 +37,8 @@ def read_detector_config(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"the confidence threshold must be from 0 to 1, got {threshold}")
+    cfg, file = read_run_config(config_or_dir, opts)
     path = Path(config_or_dir)
-    file = path / "config.yaml" if path.is_dir() else path
-    if not file.is_file():
-        what = f"{path} has no config.yaml" if path.is_dir() else f"{path}: no such file or folder"
-        raise InputError(f"{what}; name a config, or the OUTPUT_DIR of a training")
-    cfg = merge_config([str(file)], opts)
     if weights is None and path.is_dir() and "MODEL.WEIGHTS" not in opts:
         weights = _find_checkpoint(path)
     if weights is not None:

@@ -1,6 +1,7 @@
 """What tools/visualize_results.py does."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def run(
     truth = restrict(truth, covered)
     task = find_task(found, truth)
     matches = match_images(truth, found, min_score=confidence_threshold, iou=iou, task=task)
-    pictures = draw_worst(matches, folder, truth.cats, number, masks=task == "segm")
+    pictures = draw_images(matches[:number], folder, truth.cats, masks=task == "segm")
     for rank, (each, picture) in enumerate(zip(matches, pictures, strict=False), start=1):
         stem = Path(each.image["file_name"]).stem
         write_picture(picture, Path(output, f"{rank:03d}_{stem}.png"))
@@ -65,10 +66,10 @@ def run(
     print(f"written: {output}, the {min(number, len(matches))} worst images, the worst first")
 
 
-def draw_worst(
-    matches: list[ImageMatches], folder: str, categories: dict, number: int, *, masks: bool
+def draw_images(
+    matches: Sequence[ImageMatches], folder: str, categories: dict, *, masks: bool
 ) -> list[np.ndarray]:
-    """Pictures of the first `number` images; see :func:`draw_mistakes`.
+    """A picture of each image; see :func:`draw_mistakes`.
 
     Args:
         folder: of the images.
@@ -79,7 +80,7 @@ def draw_worst(
     """
     names = {number: each["name"] for number, each in categories.items()}
     pictures = []
-    for each in tqdm(matches[:number], "drawing", unit="image", disable=None):
+    for each in tqdm(matches, "drawing", unit="image", disable=None):
         image = read_rgb(os.path.join(folder, each.image["file_name"]))
         if image.shape[:2] != (each.image["height"], each.image["width"]):
             raise InputError(

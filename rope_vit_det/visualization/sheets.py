@@ -25,17 +25,18 @@ def write_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
 
 
 def make_sheet(
-    pictures: Sequence[np.ndarray], columns: int, width: int, captions: Sequence[str]
+    pictures: Sequence[np.ndarray], columns: int, width: int, captions: Sequence[str] = ()
 ) -> np.ndarray:
-    """Pictures in rows on white, with a caption over each column.
+    """Pictures in rows on white.
 
     Args:
         pictures: none wider than `width`.
         width: of a column, in pixels.
-        captions: of the columns.
+        captions: over the columns, in ASCII.
     """
     columns = min(columns, len(pictures))
-    rows = [np.concatenate([_caption(text, width) for text in captions[:columns]], axis=1)]
+    heads = [_caption(text, width) for text in captions[:columns]]
+    rows = [np.concatenate(heads, axis=1)] if heads else []
     for start in range(0, len(pictures), columns):
         row = list(pictures[start : start + columns])
         row += [np.full((1, 1, 3), 255, np.uint8)] * (columns - len(row))

@@ -22,21 +22,14 @@ RUN_CONFIG = "config.yaml"
 # Statistics in a run's config are rounded; a file's own, where they are that close, are exact.
 _ROUNDING = 1e-4
 
-_YAML_NAMES = {
-    "network": "MODEL.ROPE_VIT.NAME",
-    "image_size": "MODEL.ROPE_VIT.IMAGE_SIZE",
-    "pt_grid_size": "MODEL.ROPE_VIT.PT_GRID_SIZE",
-    "mean": "MODEL.PIXEL_MEAN",
-    "std": "MODEL.PIXEL_STD",
-    "channels": "INPUT.FORMAT",
-}
-_LAZY_NAMES = {
-    "network": "model.backbone.net.name",
-    "image_size": "model.backbone.net.image_size",
-    "pt_grid_size": "model.backbone.net.pt_grid_size",
-    "mean": "model.pixel_mean",
-    "std": "model.pixel_std",
-    "channels": "model.input_format",
+# The config keys that weights have a say in, as a LazyConfig of this project spells them.
+LAZY_NAMES = {
+    "INPUT.FORMAT": "model.input_format",
+    "MODEL.PIXEL_MEAN": "model.pixel_mean",
+    "MODEL.PIXEL_STD": "model.pixel_std",
+    "MODEL.ROPE_VIT.NAME": "model.backbone.net.name",
+    "MODEL.ROPE_VIT.IMAGE_SIZE": "model.backbone.net.image_size",
+    "MODEL.ROPE_VIT.PT_GRID_SIZE": "model.backbone.net.pt_grid_size",
 }
 
 
@@ -119,27 +112,31 @@ def read_run_config(path: str | os.PathLike) -> WeightsInfo:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(f"{path} is not yaml") from None
-    for names in (_YAML_NAMES, _LAZY_NAMES):
-        found = {key: _entry(root, name) for key, name in names.items()}
-        if found["network"] in VARIANTS:
-            break
-    else:
+    settings = {key: _entry(root, key) for key in LAZY_NAMES}
+    if settings["MODEL.ROPE_VIT.NAME"] is None:
+        settings = {key: _entry(root, name) for key, name in LAZY_NAMES.items()}
+    if settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
         raise InputError(f"{path} is no config of a run with a RoPE ViT")
     try:
-        return _info_of_run(**found)
+        return _info_of_run(settings)
     except (TypeError, ValueError):
         raise InputError(f"{path} is damaged: get the config of the run again") from None
 
 
-def _info_of_run(
-    network: str, image_size: Any, pt_grid_size: Any, mean: list, std: list, channels: str
-) -> WeightsInfo:
+def _info_of_run(settings: Mapping[str, Any]) -> WeightsInfo:
+    network, pt_grid_size, image_size = (
+        settings[f"MODEL.ROPE_VIT.{key}"] for key in ("NAME", "PT_GRID_SIZE", "IMAGE_SIZE")
+    )
     if image_size is None:
         image_size = 224
     if isinstance(image_size, int):
         image_size = (image_size, image_size)
     height, width = image_size
-    order = -1 if channels == "BGR" else 1
+    order = -1 if settings["INPUT.FORMAT"] == "BGR" else 1
+    mean, std = (
+        tuple(round(value / 255, 6) for value in settings[f"MODEL.PIXEL_{key}"][::order])
+        for key in ("MEAN", "STD")
+    )
     default = VARIANTS[network].get("default_pt_grid_size")
     config = {}
     if pt_grid_size == "count":
@@ -152,8 +149,8 @@ def _info_of_run(
         num_classes=0,
         class_to_idx={},
         image_size=(int(height), int(width)),
-        rgb_mean=tuple(round(value / 255, 6) for value in mean[::order]),
-        rgb_std=tuple(round(value / 255, 6) for value in std[::order]),
+        rgb_mean=mean,
+        rgb_std=std,
         config=config,
     )
 

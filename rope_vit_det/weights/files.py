@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
@@ -103,7 +103,8 @@ def write_weights_file(
         return
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
     with new_file(path, force=force) as temporary:
-        save_file(dict(state), temporary, metadata)
+        # safetensors' own `save_file` makes a file that nobody else can read.
+        temporary.write_bytes(save(dict(state), metadata))
 
 
 def write_torch_file(path: str | os.PathLike, content: Any, *, force: bool = False) -> None:

@@ -1,5 +1,7 @@
 """The stream of samples: dealt out as Detectron2 deals it to processes, whoever computes it."""
 
+from itertools import islice
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -69,7 +71,7 @@ def test_the_order_is_that_of_detectron2s_sampler_and_grouping(cfg, grouping):
     ours = [[x["image_id"] for x in next(stream)] for _ in range(6)]
 
     dataset = DatasetCatalog.get("stream")
-    sampler = TrainingSampler(len(dataset), seed=loader.loader.sampler.sampler._seed)
+    sampler = TrainingSampler(len(dataset), seed=loader.batch_sampler.sampler._seed)
     samples = (dataset[i] for i in sampler)
     if grouping:
         grouped = iter(AspectRatioGroupedDataset(samples, 4))
@@ -78,10 +80,23 @@ def test_the_order_is_that_of_detectron2s_sampler_and_grouping(cfg, grouping):
     assert ours == [[x["image_id"] for x in next(grouped)] for _ in range(6)]
 
 
-def test_loader_workers_change_nothing(cfg):
-    alone = _take(cfg, 4)
+@pytest.mark.parametrize("start", [0, 3])
+def test_loader_workers_change_nothing_and_a_loader_starts_anywhere(cfg, start):
+    alone = _take(cfg, 6)[start:]
     cfg.DATALOADER.NUM_WORKERS = 2
-    _same(_take(cfg, 4), alone)
+    loader = build_train_loader(cfg)
+    loader.batch_sampler.start = start
+    stream = iter(loader)
+    _same([next(stream) for _ in alone], alone)
+
+
+def test_a_mapper_that_gives_nothing_is_asked_for_another_sample(cfg):
+    loader = build_train_loader(cfg)
+    plain = loader.dataset.mapper
+    loader.dataset.mapper = lambda record: None if record["image_id"] < 5 else plain(record)
+    taken = [list(islice(loader, 4)) for _ in range(2)]
+    _same(*taken)
+    assert {x["image_id"] for batch in taken[0] for x in batch} == {5, 6, 7, 8}
 
 
 def test_another_seed_gives_another_order_and_other_sizes(cfg):

@@ -113,7 +113,13 @@ def test_the_demo_runs_and_runs_again(run):
     for previous in (False, True):
         log = run("demo.py", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
         out = run.folder / "output" / "demo"
-        for name in ("model_final.pth", "metrics.json", "curves.png", "predictions.png"):
+        for name in (
+            "model_final.pth",
+            "metrics.json",
+            "curves.png",
+            "predictions.png",
+            "report.html",
+        ):
             assert (out / name).stat().st_size > 0
             assert name in log
         assert "occluded" in log and "| AP" in log

@@ -1,5 +1,6 @@
 """What is wrong with an input ends the run before training, in one line that names it."""
 
+import json
 import logging
 import pickle
 import re
@@ -15,8 +16,10 @@ import torch
 from bad_files import TRACE, hostile_files
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
 
 from rope_vit_det.engine import trainer
+from rope_vit_det.engine.checkpoint import check_weights_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +49,8 @@ def refused(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(logging, "raiseExceptions", False)
         argv = ["train_net.py", "--config-file", str(ROOT / "configs" / "demo.yaml"), *arguments]
         datasets = ["DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)"]
+        if "DATASETS.TRAIN" in arguments:
+            datasets = []
         monkeypatch.setattr(sys, "argv", argv + datasets + ["OUTPUT_DIR", str(tmp_path / "output")])
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="__main__")
@@ -54,8 +59,9 @@ def refused(tmp_path, monkeypatch, capsys):
         assert "Traceback" not in told
         *before, line = told.strip().splitlines()
         assert line.startswith("error: ")
-        # torch warns on its own account while Detectron2 logs the environment.
-        assert all(re.match(r"W\d{4} .* torch/", other) for other in before), before
+        # torch warns on its own account while Detectron2 logs the environment; a download that
+        # does not come about shows its progress.
+        assert all(re.match(r"W\d{4} .* torch/|.*B/s\]", other) for other in before), before
         return line
 
     return run
@@ -78,6 +84,7 @@ def test_a_dataset_json_that_does_not_exist(dataset, refused):
         ("{not json", "is not a JSON file"),
         ("[1, 2]", "not COCO"),
         ('{"images": []}', "annotations"),
+        ('{"images": [], "annotations": [], "categories": []}', "no images at all"),
     ],
 )
 def test_a_json_that_is_not_coco(dataset, refused, text, reason):
@@ -91,6 +98,55 @@ def test_an_image_that_the_disk_lacks(dataset, refused):
     (dataset / "val" / "000002.jpg").unlink()
     line = refused()
     assert "000002.jpg" in line and "instances_val.json" in line and "1 of 4" in line
+
+
+def test_a_json_path_that_is_a_folder(dataset, refused):
+    path = dataset / "annotations" / "instances_val.json"
+    path.unlink()
+    path.mkdir()
+    line = refused()
+    assert str(path) in line and "directory" in line
+
+
+def test_a_json_without_anything_to_learn(dataset, refused):
+    path = dataset / "annotations" / "instances_val.json"
+    coco = json.loads(path.read_text())
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(coco))
+    line = refused()
+    assert str(path) in line and "no annotation that could be learned from" in line
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated"),
+        (lambda path: Image.new("RGB", (9, 7)).save(path), "9x7, not"),
+    ],
+)
+@pytest.mark.parametrize("registered_as", ["coco", "pascal_voc"])
+def test_an_image_that_is_not_what_the_dataset_says(dataset, refused, spoil, told, registered_as):
+    spoil(dataset / "val" / "000002.jpg")
+    if registered_as == "pascal_voc":  # a dataset that is no file of COCO's
+        DatasetCatalog.get("mine")
+        metadata = MetadataCatalog.get("mine").__dict__
+        metadata["evaluator_type"] = registered_as
+        del metadata["json_file"]
+    line = refused()
+    assert "000002.jpg" in line and told in line
+
+
+def test_an_evaluator_that_nobody_knows(dataset, refused):
+    del MetadataCatalog.get("mine").__dict__["evaluator_type"]
+    assert "'mine' has evaluator_type None" in refused()
+
+
+def test_the_demos_dataset_is_generated_by_the_demo(dataset, refused, monkeypatch, tmp_path):
+    metadata = MetadataCatalog.get("rope_vit_det_demo_train")
+    monkeypatch.setitem(metadata.__dict__, "json_file", str(tmp_path / "nowhere.json"))
+    line = refused("DATASETS.TRAIN", "('rope_vit_det_demo_train',)")
+    assert "make demo generates it" in line
 
 
 def test_another_number_of_categories(dataset, refused):
@@ -132,6 +188,48 @@ def test_the_resnet_that_zoo_configs_name(dataset, refused):
 
 def test_weights_that_do_not_exist(dataset, refused):
     assert "nowhere.pth: no such file" in refused("MODEL.WEIGHTS", "nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("http://127.0.0.1:9/model.pth", "cannot be downloaded"),
+        ("foo://model.pth", "nothing that reads foo://"),
+        (".", "a folder, not a file"),
+    ],
+)
+def test_weights_that_cannot_be_reached(dataset, refused, path, told):
+    line = refused("MODEL.WEIGHTS", path)
+    assert path in line and told in line
+
+
+def test_the_zoo_is_for_other_backbones():
+    check_weights_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl", for_rope_vit=False)
+
+
+HEAD = "roi_heads.box_predictor.cls_score.weight"
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda state: state.pop(HEAD), lambda state: state.update({HEAD: torch.ones(3, 3)})]
+)
+def test_evaluation_and_resuming_need_every_tensor(dataset, refused, state, tmp_path, spoil):
+    spoil(state)
+    path = _weights(tmp_path, "no_head.pth", state)
+    line = refused("--eval-only", "MODEL.WEIGHTS", path)
+    assert path in line and HEAD in line
+    output = tmp_path / "output"
+    output.mkdir(exist_ok=True)
+    Path(path).rename(output / "no_head.pth")
+    (output / "last_checkpoint").write_text("no_head.pth")
+    line = refused("--resume")
+    assert str(output / "no_head.pth") in line and HEAD in line
+
+
+def test_a_checkpoint_to_resume_from_that_is_not_named(dataset, refused, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").write_text("")
+    assert "no checkpoint to resume from" in refused("--resume")
 
 
 def test_some_but_not_all_backbone_tensors(dataset, refused, state, tmp_path):

@@ -78,6 +78,10 @@ def test_checkpoints_that_do_not_fit_are_refused(trained_folder, tmp_path):
         rope_vit_det.Predictor(trained_folder, headless, device="cpu")
     with pytest.raises(InputError, match=r"has no config\.yaml"):
         rope_vit_det.Predictor(tmp_path)
+    lazy = tmp_path / "lazy.yaml"
+    lazy.write_text("model:\n  _target_: torch.nn.Linear\n")
+    with pytest.raises(InputError, match=r"lazy\.yaml is a LazyConfig"):
+        rope_vit_det.Predictor(lazy, nameless)
 
 
 def test_supervision_gets_boxes_masks_and_class_names(predictor, photos):

@@ -30,7 +30,7 @@ def python(tmp_path):
     """The Python of an empty environment that says it has a torch."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    _pretend_torch(python, "2.6.0")
+    _pretend_torch(python, "2.8.0")
     return python
 
 
@@ -134,7 +134,14 @@ def test_a_broken_detectron2_is_reported_and_left(python):
 
 
 def test_without_a_network(python):
-    _assert_one_line(_run(python, PIP_NO_INDEX="1"), python, "labgym==3.1.2", "network")
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
+    _assert_one_line(_run(python, **nowhere), python, "labgym==3.1.2", "is the network reachable?")
+
+
+def test_an_index_without_the_wheel(python):
+    answer = _run(python, PIP_NO_INDEX="1")
+    _assert_one_line(answer, python, "labgym==3.1.2", "Could not find a version")
+    assert "network" not in answer.stderr
 
 
 def test_a_wheel_with_another_hash(python, tmp_path):
@@ -144,17 +151,17 @@ def test_a_wheel_with_another_hash(python, tmp_path):
     _assert_one_line(answer, python, WHEEL, found, "sha256")
 
 
-@pytest.mark.parametrize("version", ["2.5.1", "1.13.0+cu117"])
+@pytest.mark.parametrize("version", ["2.7.1", "1.13.0+cu117"])
 def test_an_old_torch(python, version):
     _pretend_torch(python, version)
-    _assert_one_line(_run(python), python, f"torch {version}", "2.6 or newer")
+    _assert_one_line(_run(python), python, f"torch {version}", "2.8 or newer")
 
 
 def test_without_torch(python):
     for info in _site(python).glob("torch-*.dist-info"):
         (info / "METADATA").unlink()
         info.rmdir()
-    _assert_one_line(_run(python), python, "torch is not installed", "2.6 or newer")
+    _assert_one_line(_run(python), python, "torch is not installed", "2.8 or newer")
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 14)])
@@ -172,7 +179,7 @@ def test_upstream_without_git(python):
 def test_upstream_without_a_network(python):
     nowhere = {
         "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": "url.file:///nonexistent/.insteadOf",
+        "GIT_CONFIG_KEY_0": "url.http://127.0.0.1:9/.insteadOf",
         "GIT_CONFIG_VALUE_0": "https://",
     }
     answer = _run(python, "--source", "upstream", **nowhere)

@@ -282,7 +282,9 @@ def test_hostile_files(birder_file, detector, tmp_path, monkeypatch):
 CONVERT = """
 import sys
 from rope_vit_det.weights.convert import convert
+from rope_vit_det.weights.detectron2_format import detectron2_checkpoint
 
+print(detectron2_checkpoint("birder:" + sys.argv[1]))
 for output in sys.argv[2:]:
     convert(sys.argv[1], output, force=True)
 """
@@ -292,14 +294,17 @@ def test_two_processes_at_once_end_with_whole_files(birder_file, tmp_path):
     path, net = birder_file()
     outputs = [tmp_path / f"{NETWORK}_out{suffix}" for suffix in (".pt", ".safetensors", ".pth")]
     command = [sys.executable, "-W", "ignore", "-c", CONVERT, path, *outputs]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    assert not list(tmp_path.glob(".*"))
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    cached = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(cached) == 1
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.rglob("*.tmp"))
     for written in outputs[:2]:
         assert _states_equal(_birders(written)[0].state_dict(), net.state_dict())
-    loaded = torch.load(outputs[2], weights_only=True)["model"]
     theirs = {f"backbone.net.{key}": value for key, value in net.state_dict().items()}
-    assert len(loaded) == 149 and all(torch.equal(loaded[key], theirs[key]) for key in loaded)
+    for written in (outputs[2], cached.pop()):
+        loaded = torch.load(written, weights_only=True)["model"]
+        assert len(loaded) == 149 and all(torch.equal(loaded[key], theirs[key]) for key in loaded)
 
 
 def test_the_command_line(birder_file, tmp_path):

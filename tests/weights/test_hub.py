@@ -106,7 +106,7 @@ def test_a_left_over_that_is_too_long_is_started_again(birders_own_address, publ
     assert hub.fetch(catalogue.resolve(NAME)).read_bytes() == published[1]
 
 
-@pytest.mark.parametrize("behaviour", ["tamper", "shorten"])
+@pytest.mark.parametrize("behaviour", ["tamper", "shorten", "redirect"])
 def test_another_file_loads_nothing(either, published, behaviour):
     either.behaviour = behaviour
     with pytest.raises(InputError, match="nothing was loaded") as error:
@@ -173,28 +173,31 @@ def test_offline_says_where_to_get_the_file_and_where_to_put_it(
         load_model(NAME)
 
 
-def test_two_processes_at_once_end_with_one_whole_file(published, tmp_path, server):
+FETCH = """
+import dataclasses
+from rope_vit_det.weights import catalogue, hub
+
+catalogue.BIRDER_BASE_URL = constants.ENDPOINT + "/models"
+for entry in (on_a_hub, dataclasses.replace(on_a_hub, name=on_a_hub.name + "2", hub_url=None)):
+    print(hub.fetch(entry))
+"""
+
+
+def test_two_processes_at_once_end_with_whole_files(published, tmp_path, server):
+    """From a hub, and from birder's own address."""
     entry, content = published
-    script = tmp_path / "fetch.py"
-    script.write_text(
-        "from rope_vit_det.weights import hub, catalogue\n"
-        f"entry = catalogue.{entry!r}\n"
-        "print(hub.fetch(entry))\n"
-    )
+    server.files[f"/models/{NAME}2.pt"] = content
+    given = "from huggingface_hub import constants\nfrom rope_vit_det.weights import catalogue\n"
+    command = [sys.executable, "-W", "ignore", "-c"]
+    command += [f"{given}on_a_hub = catalogue.{entry!r}\n{FETCH}"]
     environment = os.environ | {"HF_ENDPOINT": server.url}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", script],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    paths = {process.communicate()[0].strip() for process in processes}
+    pipe = {"stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, **pipe) for _ in range(2)]
+    answers = {process.communicate()[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
-    assert len(paths) == 1
-    assert Path(paths.pop()).read_bytes() == content
+    (paths,) = (answer.split() for answer in answers)
+    assert [Path(path).name for path in paths] == [f"{NAME}.pt", f"{NAME}2.pt"]
+    assert all(Path(path).read_bytes() == content for path in paths)
     assert not list(tmp_path.rglob("*.incomplete"))
 
 

@@ -5,24 +5,24 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultPredictor
+from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
-from ..data.demo import demo_dataset_root, generate_demo_dataset
-from ..evaluation.plots import plot_curves
-from ..visualization.predictions import draw_predictions
-from .main import train
-from .output import describe_output, move_aside
-from .setup import check_config, load_config, setup
+from .data.demo import demo_dataset_root, generate_demo_dataset
+from .engine.main import train
+from .engine.output import describe_output, move_aside
+from .engine.setup import check_config, check_settings, load_config, setup
+from .evaluation.plots import plot_curves
+from .prediction import Predictor
+from .report import write_report
+from .visualization.predictions import draw_predictions
 
 NUM_PICTURES = 6
 
 
 def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
-    """Generates the dataset, trains and evaluates a detector on it, draws curves and predictions.
+    """Generates the dataset, trains and evaluates a detector, draws predictions, writes a report.
 
     What an earlier run left in OUTPUT_DIR is moved aside, as with --overwrite of the training tool.
 
@@ -33,8 +33,10 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     Raises:
         InputError: for a wrong config.
     """
-    args = Namespace(config_file=config_file, opts=list(opts), num_gpus=1, eval_only=False)
+    options = {"num_gpus": 1, "eval_only": False, "resume": False}
+    args = Namespace(config_file=config_file, opts=list(opts), **options)
     cfg = load_config(args)
+    check_settings(cfg)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")
     generate_demo_dataset(root)
@@ -46,30 +48,27 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     cfg = setup(cfg, args)
     results = train(cfg)
 
-    _step(3, "drawing curves and predictions")
+    _step(3, "drawing curves and predictions, writing the report")
     plot_curves(output / "metrics.json", output / "curves.png")
-    _draw_held_out_images(cfg, output / "model_final.pth", output / "predictions.png")
+    _draw_held_out_images(cfg, output / "predictions.png")
+    report = write_report(output)
 
     _step(4, "done")
     print(_ap_table(results))
     print(f"\n{describe_output(cfg.OUTPUT_DIR)}")
+    print(f"\nOpen it in a browser: {report.resolve()}")
 
 
 def _step(number: int, what: str) -> None:
     print(f"\n=== [{number}/4] {what}", flush=True)
 
 
-def _draw_held_out_images(cfg: CfgNode, weights: Path, out: Path) -> None:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(weights)
+def _draw_held_out_images(cfg: CfgNode, out: Path) -> None:
     name = cfg.DATASETS.TEST[0]
     images = list(itertools.islice(DatasetCatalog.get(name), NUM_PICTURES))
-    predictor = DefaultPredictor(cfg)
-    predictions = [
-        predictor(cv2.imread(image["file_name"]))["instances"].to("cpu") for image in images
-    ]
-    draw_predictions(images, predictions, MetadataCatalog.get(name).thing_classes, out)
+    predictor = Predictor(cfg.OUTPUT_DIR, device=cfg.MODEL.DEVICE)
+    predictions = [predictor(image["file_name"]) for image in images]
+    draw_predictions(images, predictions, predictor.classes["names"], out)
 
 
 def _ap_table(results: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,0 +1,96 @@
+"""The training loop of a run that can end at any moment, and go on as the run it was."""
+
+import errno
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.engine import TrainerBase, hooks
+
+from ..errors import RunError
+from .checkpoint import DetectorCheckpointer
+from .checkpoint_files import cannot_write
+from .checkpoints import Checkpoints
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _End(BaseException):
+    """An error that ends the run; no `Exception`, whose traceback Detectron2 logs."""
+
+    def __init__(self, error: RunError) -> None:
+        self.error = error
+
+
+def _ends_the_run(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def wrapped(self: "ResumableTrainer", *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except RunError as error:
+            raise _End(error) from None
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            folder = self.checkpointer.save_dir
+            reason = f"a file of {folder} cannot be written: {error.strerror}"
+            raise _End(cannot_write(folder, reason)) from None
+
+    return wrapped
+
+
+class ResumableTrainer(TrainerBase):
+    """Stops with checkpoints and one-line errors, and resumes exactly; a base before another one.
+
+    The trainer has a :class:`Checkpoints` among its hooks. What comes before it in the list is in
+    the checkpoint; what comes after it (evaluation, writing) is done again after a resume.
+    """
+
+    checkpointer: DetectorCheckpointer
+
+    def train(self, *args: Any) -> None:
+        """See :class:`TrainerBase`.
+
+        Raises:
+            RunError: a signal, a loss that is not finite, or a full disk ended the training.
+        """
+        with self._checkpoints.stopping():
+            try:
+                super().train(*args)
+            except _End as end:
+                raise end.error from None
+
+    @_ends_the_run
+    def before_train(self) -> None:
+        resumed = self.start_iter > 0
+        if resumed:
+            for hook in self._hooks:
+                if isinstance(hook, hooks.IterationTimer):
+                    hook._warmup_iter = 0  # every iteration has a time, as without the resume
+        super().before_train()
+        if resumed:
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks[self._hooks.index(self._checkpoints) + 1 :]:
+                hook.after_step()
+
+    @_ends_the_run
+    def run_step(self) -> None:
+        super().run_step()
+
+    @_ends_the_run
+    def after_step(self) -> None:
+        super().after_step()
+
+    @_ends_the_run
+    def after_train(self) -> None:
+        self.storage.iter = self.iter
+        # A failure in the last iteration looks like the end of training to Detectron2's hooks; the
+        # collectives of an evaluation would wait for the other processes, which are elsewhere.
+        finished = self.iter >= self.max_iter
+        for hook in self._hooks:
+            if finished or not isinstance(hook, hooks.EvalHook | hooks.BestCheckpointer):
+                hook.after_train()
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return next(hook for hook in self._hooks if isinstance(hook, Checkpoints))

@@ -1,0 +1,106 @@
+"""AP of each class and size, and precision over recall."""
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from .fast import evaluate_fast, is_installed
+
+MAX_DETECTIONS = [1, 10, 100]
+# The columns of Detectron2's tables: threshold (None: the mean over all) and area.
+METRICS = {
+    "AP": (None, 0),
+    "AP50": (0, 0),
+    "AP75": (5, 0),
+    "APs": (None, 1),
+    "APm": (None, 2),
+    "APl": (None, 3),
+}
+
+
+@dataclass(frozen=True)
+class ClassPrecision:
+    """One class, or their mean.
+
+    Attributes:
+        values: 0 to 100, by the keys of METRICS; NaN where the ground truth has no such object.
+        precision: (10, 101), at IoU 0.50, 0.55, … 0.95 and recall 0, 0.01, … 1; NaN: not defined.
+        num_objects: in the ground truth, crowds left out.
+    """
+
+    name: str
+    values: dict[str, float]
+    precision: np.ndarray
+    num_objects: int
+
+
+def class_precisions(
+    truth: COCO, results: Sequence[dict[str, Any]], task: str
+) -> list[ClassPrecision]:
+    """COCO's precision: first the mean over the classes, then each class in the order of its id.
+
+    Args:
+        truth, results: see :func:`~rope_vit_det.evaluation.results.read_results`.
+        task: "bbox" or "segm".
+    """
+    ids = sorted(truth.cats)
+    counts = dict.fromkeys(ids, 0)
+    for annotation in truth.dataset["annotations"]:
+        counts[annotation["category_id"]] += not annotation["iscrowd"]
+    table = _precision(truth, results, task)  # (IoU, recall, class, area)
+    whole = ClassPrecision(
+        "all classes", _values(table), _mean(table[..., 0], axis=2), sum(counts.values())
+    )
+    each = [
+        ClassPrecision(
+            truth.cats[number]["name"],
+            _values(table[:, :, [i]]),
+            table[:, :, i, 0],
+            counts[number],
+        )
+        for i, number in enumerate(ids)
+    ]
+    return [whole, *each]
+
+
+def _precision(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> np.ndarray:
+    if not results:
+        return np.zeros((10, 101, len(truth.cats), 4))
+    if is_installed():
+        import faster_coco_eval
+
+        fast = faster_coco_eval.COCO(truth.dataset)
+        evaluated = evaluate_fast(fast, list(results), task, max_detections=MAX_DETECTIONS)
+    else:
+        with redirect_stdout(io.StringIO()):
+            copies = [{k: v for k, v in each.items() if k != "bbox"} for each in results]
+            found = truth.loadRes(copies if task == "segm" else [dict(each) for each in results])
+            evaluated = COCOeval(truth, found, task)
+            evaluated.params.maxDets = MAX_DETECTIONS
+            evaluated.evaluate()
+            evaluated.accumulate()
+    table = np.asarray(evaluated.eval["precision"], float)[..., -1]
+    return np.where(table < 0, np.nan, table)
+
+
+def _values(table: np.ndarray) -> dict[str, float]:
+    """Of (IoU, recall, class, area)."""
+    values = {}
+    for name, (threshold, area) in METRICS.items():
+        part = table[:, :, :, area] if threshold is None else table[threshold, :, :, area]
+        values[name] = float(_mean(part.reshape(-1), axis=0)) * 100
+    return values
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Without the NaNs; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

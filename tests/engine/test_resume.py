@@ -1,0 +1,99 @@
+"""A run that was cut off and resumed is the run that was not: the same weights, to the bit."""
+
+import pytest
+import torch
+from conftest import DEMO_CONFIG
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import HookBase, hooks
+from helpers import differences, metrics_without_times
+
+from rope_vit_det import add_rope_vit_config
+from rope_vit_det.engine.trainer import Trainer
+
+
+class _KilledError(Exception):
+    pass
+
+
+class _Killer(HookBase):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_step(self):
+        if self.trainer.iter == self.iteration:
+            raise _KilledError
+
+
+@pytest.fixture
+def cfg(small_demo_dataset, tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        json_file = small_demo_dataset / "annotations" / f"instances_{split}.json"
+        folder = small_demo_dataset / split
+        register_coco_instances(f"cut_off_{split}", {}, str(json_file), str(folder))
+    # Detectron2 writes every 20 iterations.
+    write = hooks.PeriodicWriter.__init__
+    monkeypatch.setattr(
+        hooks.PeriodicWriter, "__init__", lambda self, writers, period: write(self, writers, 2)
+    )
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.merge_from_file(str(DEMO_CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROPE_VIT.DROP_PATH_RATE = 0.3
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("cut_off_train",), ("cut_off_val",)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 80, 96), 160
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 128
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WARMUP_ITERS = 2, 3
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = 5, 2, 4
+    yield cfg
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"cut_off_{split}")
+        MetadataCatalog.remove(f"cut_off_{split}")
+
+
+def _run(cfg, folder, *, resume=False, killed_at=None):
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(folder)
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if killed_at is not None:
+        trainer.register_hooks([_Killer(killed_at)])
+        with pytest.raises(_KilledError):
+            trainer.train()
+    else:
+        trainer.train()
+    return trainer.start_iter
+
+
+def _ema(cfg):
+    cfg.SOLVER.EMA.ENABLED, cfg.SOLVER.EMA.DECAY = True, 0.5
+    cfg.SOLVER.ACCUMULATE = 2
+
+
+def _retinanet_without_grouping(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    cfg.MODEL.RETINANET.NUM_CLASSES = 4
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    cfg.DATALOADER.NUM_WORKERS = 1
+    cfg.DATASETS.TEST = ()
+
+
+@pytest.mark.parametrize("change", [_ema, _retinanet_without_grouping])
+def test_a_run_cut_off_twice(cfg, tmp_path, change):
+    change(cfg)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _run(cfg, whole)
+    assert _run(cfg, cut, killed_at=2) == 0
+    assert _run(cfg, cut, resume=True, killed_at=3) == 2
+    assert _run(cfg, cut, resume=True) == 4  # with the evaluation after iteration 3 once more
+    iterations = [row["iteration"] for row in metrics_without_times(whole)]
+    assert set(iterations) >= {1, 3, 4} and len(set(iterations)) == len(iterations)
+    assert differences(metrics_without_times(cut), metrics_without_times(whole)) == []
+    for name in ("model_0000003.pth", "model_final.pth"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, cut))
+        assert differences(one, other) == []
