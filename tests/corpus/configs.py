@@ -87,6 +87,7 @@ KEYS = [
     _value("SOLVER.EMA.DECAY", "2.0", "allowed: "),
     _value("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "hard", "allowed: "),
     _value("INPUT.LSJ.IMAGE_SIZE", "0", "allowed: "),
+    _value("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "allowed: "),
     _value("INPUT.LSJ.MIN_SCALE", "5.0", "allowed: "),
 ]  # fmt: skip
 
@@ -102,10 +103,6 @@ COMBINATIONS = [
              _opts("SOLVER.EARLY_STOPPING", "2"), "SOLVER.EARLY_STOPPING needs SOLVER.BEST_METRIC"),
     _refused("a batch that does not divide", "4 images in 3 micro-batches",
              _opts("SOLVER.ACCUMULATE", "3"), "SOLVER.IMS_PER_BATCH 4", "does not divide by 3"),
-    _refused("a weighted sampler that skips", "SKIP_UNREADABLE beside a sampler with weights",
-             _opts("DATALOADER.SKIP_UNREADABLE", "True", "DATALOADER.SAMPLER_TRAIN",
-                   "WeightedTrainingSampler"),
-             "DATALOADER.SKIP_UNREADABLE does not go with DATALOADER.SAMPLER_TRAIN"),
     _refused("keypoints of unknown symmetry", "MODEL.KEYPOINT_ON with --train-json",
              _opts("MODEL.KEYPOINT_ON", "True"), "MODEL.KEYPOINT_ON"),
     _refused("no instances to learn", "SemanticSegmentor with --train-json",

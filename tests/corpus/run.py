@@ -14,6 +14,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.logger import setup_logger
 
 from .case import COUNTS, HANDLED, OWN, REFUSED, REGISTERED, Case, World, good_world
 from .configs import TRACE
@@ -171,7 +172,9 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _close_logs() -> None:
-    """Detectron2's loggers keep the files and streams of every run."""
+    """Detectron2's loggers keep the files and streams of every run, and are set up only once."""
+    if hasattr(setup_logger, "cache_clear"):
+        setup_logger.cache_clear()
     for name in list(logging.root.manager.loggerDict):
         logger = logging.getLogger(name)
         if name.split(".")[0] in ("detectron2", "fvcore", "rope_vit_det"):
