@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_ELSEWHERE = "/elsewhere"
 
 
 class HubServer(ThreadingHTTPServer):
@@ -15,7 +16,8 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         behaviour: "honest"; "tamper": one byte differs; "truncate": hangs up halfway, every time;
             "hiccup": halfway, once; "shorten": serves half, as if that were all; "stall": stops
-            sending halfway; a number: that status instead of the file.
+            sending halfway; "redirect": sends to another place, which serves a tampered file; a
+            number: that status instead of the file.
         requests: (method, path, Range header or None) of every request for a file.
     """
 
@@ -47,7 +49,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.path.startswith("/api/"):  # the client's own affairs
             server.requests.append((self.command, self.path, self.headers.get("Range")))
         behaviour = server.behaviour
-        content = server.files.get(self.path)
+        if behaviour == "redirect" and not self.path.startswith(_ELSEWHERE):
+            self.send_response(302)
+            self.send_header("Location", _ELSEWHERE + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = server.files.get(self.path.removeprefix(_ELSEWHERE))
         if isinstance(behaviour, int) or content is None:
             self.send_response(404 if content is None else behaviour)
             self.send_header("X-Error-Code", "EntryNotFound")
@@ -55,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         etag = hashlib.sha256(content).hexdigest()
-        if behaviour == "tamper":
+        if behaviour in ("tamper", "redirect"):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if behaviour == "shorten":
             content = content[: len(content) // 2]

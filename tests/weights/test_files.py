@@ -271,3 +271,24 @@ def test_metadata_that_is_no_json(birder_file):
     save_file(tensors, path, metadata)
     with pytest.raises(InputError, match="'signature' is not JSON"):
         load_model(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", published_weights())
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("config", [None, {"pt_grid_size": [16, 16]}])
+def test_birders_file_of_every_published_network(birder_file, name, suffix, config):
+    entry = published_weights()[name]
+    path, net = birder_file(entry.network, size=entry.image_size, suffix=suffix, config=config)
+    model, info = load_model(path)
+    assert (info.network, info.image_size) == (entry.network, entry.image_size)
+    net.set_dynamic_size()
+    height, width = entry.image_size
+    for size in ((height, width), (height - 2 * net.patch_size, width + 3 * net.patch_size)):
+        x = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            neck = net.detection_features(x)["stage1"]
+            assert relative_difference(model.detection_features(x)["neck"], neck) < 1e-5
+            embedding = net.embedding(x)
+            assert relative_difference(model.embedding(x), embedding) < 1e-5
+            assert relative_difference(model(x), net.classify(embedding)) < 1e-5

@@ -106,7 +106,7 @@ def test_a_left_over_that_is_too_long_is_started_again(birders_own_address, publ
     assert hub.fetch(catalogue.resolve(NAME)).read_bytes() == published[1]
 
 
-@pytest.mark.parametrize("behaviour", ["tamper", "shorten"])
+@pytest.mark.parametrize("behaviour", ["tamper", "shorten", "redirect"])
 def test_another_file_loads_nothing(either, published, behaviour):
     either.behaviour = behaviour
     with pytest.raises(InputError, match="nothing was loaded") as error:
