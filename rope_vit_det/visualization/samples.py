@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ..config import check_input_config
 from ..data.check import check_datasets
 from ..data.loader import build_train_loader
-from ..engine.setup import load_config
 from ..engine.seed import settle_seed
+from ..engine.setup import load_config
 from ..engine.trainer import with_seed
 from ..errors import InputError
 from .colours import class_metadata
