@@ -9,9 +9,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyrami
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from .config import PYRAMID_STRIDE, check_rope_vit_config
+from .config import PYRAMID_STRIDE, check_pyramid_config, check_rope_vit_config
 from .errors import InputError
-from .heads import pyramid_for_heads
+from .heads import FeatureShapes, pyramid_for_heads
 from .models import RoPEViT, create_model
 from .use import as_arguments, compared_settings, disagreement, settings_for
 from .weights.detectron2_format import info_from_metadata
@@ -99,7 +99,7 @@ class RoPEViTNeck(Backbone):
         return self.net(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        return self.net.output_shape()
+        return FeatureShapes(self.net.output_shape())
 
     @property
     def size_divisibility(self) -> int:
@@ -116,6 +116,9 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
     Detectron2's own misspells the key that asks for padding, so that images would be cropped to
     the grid. Never padded to a square.
     """
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return FeatureShapes(super().output_shape())
 
     @property
     def size_divisibility(self) -> int:
@@ -203,6 +206,7 @@ def build_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViT
 @BACKBONE_REGISTRY.register()
 def build_retinanet_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTPyramid:
     """p3 to p7, strides 8 to 128, for one-stage heads."""
+    check_pyramid_config(cfg)
     width = cfg.MODEL.FPN.OUT_CHANNELS
     return _build_pyramid(cfg, (2.0, 1.0, 0.5), LastLevelP6P7(width, width, in_feature="p5"))
 
@@ -222,6 +226,7 @@ def build_rope_vit_sfp_backbone_for_heads(cfg: CfgNode, input_shape: ShapeSpec) 
 def _build_pyramid(
     cfg: CfgNode, scale_factors: tuple[float, ...], top_block: nn.Module
 ) -> RoPEViTPyramid:
+    check_pyramid_config(cfg)
     return RoPEViTPyramid(
         build_net(cfg),
         in_feature="neck",

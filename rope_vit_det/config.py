@@ -12,6 +12,8 @@ PYRAMID_STRIDE = 16
 AMP_DTYPES = ("bfloat16", "float16")
 # Of SOLVER.CLIP_GRADIENTS: each gradient's values, each gradient's norm, or the norm of all.
 CLIP_TYPES = ("value", "norm", "full_model")
+# As Detectron2's `get_norm` knows them; "": none (in the pyramids: LN).
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 
 def add_rope_vit_config(cfg: CfgNode) -> None:
@@ -193,36 +195,60 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
     )
 
 
+def check_pyramid_config(cfg: CfgNode) -> None:
+    """Checks the MODEL.FPN keys that the pyramids read.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    width = cfg.MODEL.FPN.OUT_CHANNELS
+    check_key(cfg, "MODEL.FPN.OUT_CHANNELS", is_whole_number(width, 1), "a whole number above 0")
+    check_norm(cfg, "MODEL.FPN.NORM", width)
+
+
+def check_norm(cfg: CfgNode, key: str, channels: int) -> None:
+    """Checks the name of a norm, as Detectron2's `get_norm` takes it.
+
+    Args:
+        channels: that it normalises.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    norm = get_key(cfg, key)
+    check_key(cfg, key, norm in NORMS, ", ".join(map(repr, NORMS)))
+    if norm == "GN" and channels % 32:
+        raise InputError(f"{key} is 'GN', which takes a multiple of 32 channels, not {channels}")
+
+
 def check_solver_config(cfg: CfgNode) -> None:
     """Checks the SOLVER keys of this project.
 
     Raises:
         InputError: names the key, its value and the allowed values.
     """
-    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
-        raise InputError(
-            f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}; allowed: above 0, up to 1 (no decay)"
-        )
-    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
-        raise InputError(
-            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; allowed: {', '.join(AMP_DTYPES)}"
-        )
+    solver = cfg.SOLVER
+
+    def check(key: str, ok: bool, allowed: str) -> None:
+        check_key(cfg, f"SOLVER.{key}", ok, allowed)
+
+    decay = solver.LAYER_DECAY
+    check("LAYER_DECAY", is_number(decay) and 0 < decay <= 1, "above 0, up to 1 (no decay)")
+    check("AMP.DTYPE", solver.AMP.DTYPE in AMP_DTYPES, ", ".join(AMP_DTYPES))
     for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
-        if cfg.SOLVER[key] < least:
-            raise InputError(f"SOLVER.{key} is {cfg.SOLVER[key]}; allowed: {least} or more")
-    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
-        raise InputError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}; allowed: 0 to below 1")
-    if cfg.SOLVER.EARLY_STOPPING and not cfg.SOLVER.BEST_METRIC:
+        check(key, is_whole_number(solver[key], least), f"{least} or more")
+    check("EMA.DECAY", is_share(solver.EMA.DECAY), "0 to below 1")
+    if solver.EARLY_STOPPING and not solver.BEST_METRIC:
         raise InputError("SOLVER.EARLY_STOPPING needs SOLVER.BEST_METRIC, such as bbox/AP")
-    if cfg.SOLVER.BEST_METRIC and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
+    if solver.BEST_METRIC and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
         raise InputError("SOLVER.BEST_METRIC needs TEST.EVAL_PERIOD above 0 and DATASETS.TEST")
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
-        raise InputError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; allowed: "
-            f"{', '.join(CLIP_TYPES)}"
-        )
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+    clip = solver.CLIP_GRADIENTS
+    check(
+        "CLIP_GRADIENTS.CLIP_TYPE",
+        not clip.ENABLED or clip.CLIP_TYPE in CLIP_TYPES,
+        ", ".join(CLIP_TYPES),
+    )
+    if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise InputError(
             "SOLVER.AMP.DTYPE float16 needs a GPU; on the CPU use SOLVER.AMP.DTYPE bfloat16"
         )
@@ -235,20 +261,12 @@ def check_input_config(cfg: CfgNode) -> None:
         InputError: names the key, its value and the allowed values.
     """
     lsj = cfg.INPUT.LSJ
-    if not is_whole_number(lsj.IMAGE_SIZE, 1):
-        raise InputError(
-            f"INPUT.LSJ.IMAGE_SIZE is {lsj.IMAGE_SIZE!r}; allowed: a side in pixels, 1 or more"
-        )
+    size_ok = is_whole_number(lsj.IMAGE_SIZE, 1)
+    check_key(cfg, "INPUT.LSJ.IMAGE_SIZE", size_ok, "a side in pixels, 1 or more")
     if not 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE:
         raise InputError(
             f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "
             "0, the first not above the second"
-        )
-    loader = cfg.DATALOADER
-    if loader.SKIP_UNREADABLE and loader.SAMPLER_TRAIN.startswith("Weighted"):
-        raise InputError(
-            "DATALOADER.SKIP_UNREADABLE does not go with DATALOADER.SAMPLER_TRAIN "
-            f"{loader.SAMPLER_TRAIN}, whose weights belong to all images"
         )
     if lsj.ENABLED and cfg.INPUT.CROP.ENABLED:
         raise InputError(

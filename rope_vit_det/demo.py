@@ -12,7 +12,7 @@ from tabulate import tabulate
 from .data.demo import demo_dataset_root, generate_demo_dataset
 from .engine.main import train
 from .engine.output import describe_output, move_aside
-from .engine.setup import check_config, load_config, setup
+from .engine.setup import check_config, check_settings, load_config, setup
 from .evaluation.plots import plot_curves
 from .prediction import Predictor
 from .report import write_report
@@ -36,6 +36,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     options = {"num_gpus": 1, "eval_only": False, "resume": False}
     args = Namespace(config_file=config_file, opts=list(opts), **options)
     cfg = load_config(args)
+    check_settings(cfg)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")
     generate_demo_dataset(root)

@@ -9,6 +9,8 @@ PYRAMIDS = {
     "build_rope_vit_sfp_backbone": ("p2", "p3", "p4", "p5", "p6"),
     "build_retinanet_rope_vit_sfp_backbone": ("p3", "p4", "p5", "p6", "p7"),
 }
+# All that are registered.
+BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
 _RPN = "MODEL.RPN.IN_FEATURES"
 _ROI_HEADS = "MODEL.ROI_HEADS.IN_FEATURES"
 _SEM_SEG = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
@@ -31,13 +33,7 @@ def pyramid_for_heads(cfg: CfgNode) -> str:
     Raises:
         InputError: none has them.
     """
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    wanted = {}
-    for key in _READ_BY.get(architecture, ()):
-        if key == _RPN and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
-            continue  # precomputed proposals
-        _, section, name = key.split(".")
-        wanted[key] = list(cfg.MODEL[section][name])
+    wanted = _features_read(cfg)
     for name, features in PYRAMIDS.items():
         if all(set(levels) <= set(features) for levels in wanted.values()):
             return name
@@ -46,3 +42,58 @@ def pyramid_for_heads(cfg: CfgNode) -> str:
         f"no pyramid of a RoPE ViT has the features of {asked}; start from an FPN or RetinaNet "
         "config (C4 and DC5 heads take a ResNet's own stages)"
     )
+
+
+def check_features(cfg: CfgNode) -> None:
+    """Checks that the backbone, if one of ours, has the features which the heads read.
+
+    Raises:
+        InputError: it has not; names the key, and a backbone that has them where there is one.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in BACKBONES:
+        return
+    if name == "build_rope_vit_sfp_backbone_for_heads":
+        name = pyramid_for_heads(cfg)
+    features = PYRAMIDS.get(name, ("neck",))
+    for key, levels in _features_read(cfg).items():
+        if not levels or not set(levels) <= set(features):
+            raise InputError(
+                f"{key} is {levels!r}; allowed: {', '.join(features)}, the features of {name}"
+                + _other_pyramid(cfg)
+            )
+        # A pooler chooses the level by the size of the box.
+        first = features.index(levels[0])
+        if key == _ROI_HEADS and levels != list(features[first : first + len(levels)]):
+            raise InputError(
+                f"{key} is {levels!r}; allowed: neighbours in the order {', '.join(features)}"
+            )
+
+
+class FeatureShapes(dict):
+    """Shapes by feature, which for an unknown one say more than a KeyError."""
+
+    def __missing__(self, name: str) -> None:
+        raise InputError(
+            f"the backbone has no feature {name!r}, only {', '.join(self)}; set the IN_FEATURES of "
+            "the heads to these, or MODEL.BACKBONE.NAME to build_rope_vit_sfp_backbone (p2 to p6) "
+            "or build_retinanet_rope_vit_sfp_backbone (p3 to p7)"
+        )
+
+
+def _features_read(cfg: CfgNode) -> dict[str, list[str]]:
+    """The keys by which heads read features, and their values."""
+    wanted = {}
+    for key in _READ_BY.get(cfg.MODEL.META_ARCHITECTURE, ()):
+        if key == _RPN and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
+            continue  # precomputed proposals
+        _, section, name = key.split(".")
+        wanted[key] = list(cfg.MODEL[section][name])
+    return wanted
+
+
+def _other_pyramid(cfg: CfgNode) -> str:
+    try:
+        return f"; or set MODEL.BACKBONE.NAME {pyramid_for_heads(cfg)}, which has them"
+    except InputError:
+        return ""

@@ -7,14 +7,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from .config import add_rope_vit_config
-from .heads import PYRAMIDS, pyramid_for_heads
+from .config import add_rope_vit_config, get_key
+from .heads import BACKBONES, pyramid_for_heads
 from .models.rope_vit import RoPEViT
 from .models.variants import VARIANTS
 from .weights.info import WeightsInfo, architecture_from_config
 from .weights.load import PREFIX, birder_url, locate, read_weights
 
-_BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
 # Gray levels of 255 by which a mean or deviation may differ: it may have been rounded.
 _TOLERANCE = 0.5
 _COMPARED = (
@@ -85,7 +84,7 @@ def settings_for(info: WeightsInfo) -> dict[str, Any]:
 
 def compared_settings(cfg: CfgNode) -> dict[str, Any]:
     """The values that a config has for the keys that weights decide."""
-    return {key: _get(cfg, key) for key in _COMPARED}
+    return {key: get_key(cfg, key) for key in _COMPARED}
 
 
 def disagreement(
@@ -139,13 +138,7 @@ def _pair(value: Any) -> list[int]:
 
 def _backbone_name(cfg: CfgNode) -> str:
     name = cfg.MODEL.BACKBONE.NAME
-    return name if name in _BACKBONES else pyramid_for_heads(cfg)
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    return name if name in BACKBONES else pyramid_for_heads(cfg)
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

@@ -1,7 +1,9 @@
 """Processes: started by Detectron2's launch or by torchrun, on GPUs (NCCL) or the CPU (gloo)."""
 
 import argparse
+import contextlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +15,13 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ..errors import InputError
+from ..errors import InputError, RunError
+from .peers import peers_watched
+from .signals import signals_passed_on
+
+_DIST_URL = re.compile(r"tcp://.+:\d+$|file:///.|auto$")
 
 
 def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -28,6 +34,11 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         InputError: they cannot; says why.
     """
     device = cfg.MODEL.DEVICE
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(
+            f"--num-machines {args.num_machines} --machine-rank {args.machine_rank}: give 1 or "
+            "more machines, and a rank from 0 to one less than there are machines"
+        )
     if args.num_gpus < 1:
         raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
     if not args.eval_only:
@@ -48,7 +59,12 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
             )
         if args.num_gpus > gpus:
             raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    if args.num_machines > 1 and args.dist_url.startswith("tcp://127.0.0.1:"):
+    if not _DIST_URL.match(args.dist_url):
+        raise InputError(
+            f"--dist-url {args.dist_url}: allowed: tcp://HOST:PORT, file:///PATH, auto"
+        )
+    local = ("tcp://127.0.0.1:", "tcp://localhost:", "auto")
+    if args.num_machines > 1 and args.dist_url.startswith(local):
         raise InputError(
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, an address of "
             "machine 0 that all of them reach"
@@ -92,7 +108,8 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
     """Runs `main(args, *more)` in every process of this machine.
 
     Under torchrun this is one of them already. Otherwise Detectron2's launch starts them; when one
-    dies, the others are stopped, and its traceback is raised here.
+    dies, the others are stopped, and its traceback is raised here. SIGTERM and SIGINT are passed
+    on.
 
     Args:
         args: of :func:`rope_vit_det.engine.command_line.argument_parser`.
@@ -100,27 +117,33 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
 
     Raises:
         InputError: raised in a process.
+        RunError: raised in a process, or one was killed.
     """
+    processes = args.num_gpus * args.num_machines
     try:
         if dist.is_torchelastic_launched():
             _run_under_torchrun(main, args, *more, device=device)
             return
-        detectron2_launch(
-            _in_process,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args, *more),
-        )
+        with signals_passed_on() if processes > 1 else contextlib.nullcontext():
+            detectron2_launch(
+                _in_process,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args, *more),
+            )
     except (ProcessRaisedException, InputError) as error:
         # All that is left of another process's exception, or of a loader worker's, is its traceback
         # as a text.
         last = str(error).strip().splitlines()[-1]
-        name = f"{InputError.__module__}.{InputError.__name__}: "
-        if isinstance(error, InputError) or last.startswith(name):
-            raise InputError(last.removeprefix(name)) from None
+        for kind in (InputError, *RunError.__subclasses__()):
+            name = f"{kind.__module__}.{kind.__name__}: "
+            if type(error) is kind or last.startswith(name):
+                raise kind(last.removeprefix(name)) from None
         raise
+    except ProcessExitedException as error:
+        raise RunError(f"{error}; the other processes ended too; go on with --resume") from None
 
 
 def in_any_process(flag: bool) -> bool:
@@ -156,8 +179,8 @@ def _run_under_torchrun(
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
-        main(args, *more)
-        comm.synchronize()
+        with peers_watched():
+            main(args, *more)
     finally:
         dist.destroy_process_group()
 
@@ -166,4 +189,5 @@ def _in_process(main: Callable[..., Any], args: argparse.Namespace, *more: Any) 
     if comm.get_world_size() > 1 and not torch.cuda.is_available():
         # Each would take all cores otherwise.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    main(args, *more)
+    with peers_watched():
+        main(args, *more)

@@ -9,10 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from .build_errors import build_errors_as_input_errors
 from .checkpoint import DetectorCheckpointer
 from .distributed import check_processes, launch, starts_the_run
 from .output import check_output, clear_output, describe_output
-from .setup import check_config, load_config, setup
+from .setup import check_config, check_settings, load_config, setup
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,10 @@ def run(args: argparse.Namespace) -> None:
         InputError: for a wrong config, weights or data.
     """
     cfg = load_config(args)
-    check_processes(args, cfg)
     if starts_the_run():
+        # These first: they take no time, and the batch is divided by some of them.
+        check_settings(cfg, eval_only=args.eval_only)
+        check_processes(args, cfg)
         check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
         clear_output(cfg.OUTPUT_DIR, args)
@@ -46,7 +49,8 @@ def train(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any] | Non
     Returns:
         The last evaluation's results on the main process, None elsewhere.
     """
-    trainer = Trainer(cfg)
+    with build_errors_as_input_errors():
+        trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return getattr(trainer, "_last_eval_results", None)
@@ -58,7 +62,8 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
     Args:
         resume: evaluate the last checkpoint in OUTPUT_DIR instead, if there is one.
     """
-    model = Trainer.build_model(cfg)
+    with build_errors_as_input_errors():
+        model = Trainer.build_model(cfg)
     checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)

@@ -1,5 +1,6 @@
 """AdamW with layer-wise learning-rate decay over the blocks of the backbone."""
 
+import logging
 import re
 from typing import Any
 
@@ -8,6 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 from torch import nn
 
+logger = logging.getLogger(__name__)
+
+HIGHEST_USUAL_LR = 1e-3
 _BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
 _TOKENS = ("class_token", "reg_tokens", "pos_embedding")
 
@@ -73,6 +77,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
+    if cfg.SOLVER.BASE_LR > HIGHEST_USUAL_LR:
+        logger.warning(
+            "SOLVER.BASE_LR is %g: usual for SGD, high for the AdamW used here (ViTDet: 0.0001)",
+            cfg.SOLVER.BASE_LR,
+        )
     optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":

@@ -9,7 +9,7 @@ from ..errors import InputError
 _POINT_REND_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
 
 
-def add_project_config(cfg: CfgNode, path: str) -> None:
+def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
     """Adds PointRend's keys to a config where the yaml that comes next needs them.
 
     Only there: other configs stay what `get_cfg` and `add_rope_vit_config` can load again. The
@@ -17,12 +17,13 @@ def add_project_config(cfg: CfgNode, path: str) -> None:
 
     Args:
         cfg: changed in place.
-        path: of the yaml.
+        yaml: what comes next.
+        path: of the yaml, for messages.
 
     Raises:
         InputError: the yaml needs PointRend, and this Detectron2 comes without it.
     """
-    if "POINT_HEAD" in cfg.MODEL or not _needs_point_rend(_read(cfg, path)):
+    if "POINT_HEAD" in cfg.MODEL or not _needs_point_rend(yaml):
         return
     try:
         from detectron2.projects.point_rend import add_pointrend_config
@@ -34,15 +35,12 @@ def add_project_config(cfg: CfgNode, path: str) -> None:
     add_pointrend_config(cfg)
 
 
-def _read(cfg: CfgNode, path: str) -> dict[str, Any]:
-    try:
-        return type(cfg).load_yaml_with_base(path) or {}
-    except Exception:
-        # Python tags, as in the zoo's Base-RetinaNet.yaml, or a broken file: merging it will tell.
-        return {}
-
-
 def _needs_point_rend(yaml: dict[str, Any]) -> bool:
-    model = yaml.get("MODEL") or {}
-    head = (model.get("ROI_MASK_HEAD") or {}).get("NAME")
+    model = _section(yaml, "MODEL")
+    head = _section(model, "ROI_MASK_HEAD").get("NAME")
     return "POINT_HEAD" in model or head in _POINT_REND_MASK_HEADS
+
+
+def _section(yaml: dict[str, Any], key: str) -> dict[str, Any]:
+    # Of what is no section, the merge will tell.
+    return yaml[key] if isinstance(yaml.get(key), dict) else {}

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,8 @@ from ..evaluation.evaluators import check_evaluator
 from ..use import compared_settings, disagreement
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIX
+from .check_heads import check_model
+from .check_keys import check_device, check_keys, check_nothing_is_none
 from .checkpoint import as_birder_url, check_weights_path, read_classes, weights_error
 from .checkpoint_files import resumable_checkpoint
 from .command_line import (
@@ -27,8 +29,8 @@ from .command_line import (
     log_config_files,
     without_config_files,
 )
+from .merge import merge
 from .own_data import add_own_data
-from .projects import add_project_config
 from .record import record_run
 from .seed import settle_seed
 from .trainer import with_seed
@@ -65,17 +67,33 @@ def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_rope_vit_config(cfg)
     for path in paths:
-        add_project_config(cfg, path)
-        _merge(path, partial(merge_from_yaml, cfg), path)
-    _merge("command line", cfg.merge_from_list, list(opts))
+        merge(cfg, path, partial(merge_from_yaml, cfg), path)
+    merge(cfg, "command line", cfg.merge_from_list, list(opts))
+    check_nothing_is_none(cfg)
+    check_device(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
     return cfg
 
 
+def check_settings(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Checks the values of all keys, without a look at weights or datasets.
+
+    Args:
+        eval_only: keys of training are not read.
+
+    Raises:
+        InputError: names the key, its value and the allowed ones.
+    """
+    check_model(cfg)
+    check_keys(cfg, eval_only=eval_only)
+    check_input_config(cfg)
+    check_solver_config(cfg)
+
+
 def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Checks, within seconds, what would otherwise end a run later: switches, weights, datasets.
+    """Checks, within seconds, what would otherwise end a run later: settings, weights, datasets.
 
     Args:
         eval_only: the training sets are not needed.
@@ -84,10 +102,8 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     Raises:
         InputError: names the key or file, and the remedy.
     """
-    check_input_config(cfg)
-    check_solver_config(cfg)
-    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
-    if resumed is None:
+    check_settings(cfg, eval_only=eval_only)
+    if not (resume and resumable_checkpoint(cfg.OUTPUT_DIR)):
         try:
             ours = "rope_vit" in cfg.MODEL.BACKBONE.NAME
             check_weights_path(cfg.MODEL.WEIGHTS, for_rope_vit=ours)
@@ -97,9 +113,22 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
             raise weights_error(cfg.MODEL.WEIGHTS, error) from None
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
+    check_data(cfg, eval_only=eval_only, resume=resume)
+
+
+def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks the datasets, whether they can be evaluated, and their classes.
+
+    Args:
+        eval_only, resume: see :func:`check_config`.
+
+    Raises:
+        InputError: names the dataset or file, and the remedy.
+    """
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
     names = check_datasets(cfg, eval_only=eval_only)
+    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
     weights = resumed or (eval_only and cfg.MODEL.WEIGHTS)
     known = read_classes(weights) if weights else None
     if names is not None and known is not None:
@@ -150,13 +179,3 @@ def _check_agreement(cfg: CfgNode) -> None:
             f"these weights were trained with other settings than the config has; {problem}; or "
             "set MODEL.ROPE_VIT.CHECK_WEIGHTS False to go on all the same"
         )
-
-
-def _merge(source: str, merge: Callable, value: object) -> None:
-    try:
-        merge(value)
-    except InputError:
-        raise
-    except (KeyError, ValueError, AssertionError, TypeError) as error:
-        reason = str(error.args[0] if error.args else error)
-        raise InputError(f"{source}: {reason}") from None

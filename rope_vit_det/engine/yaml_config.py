@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from ..errors import InputError
+from .projects import add_project_config
 
 # Whatever else a tag names, PyYAML's own safe loader could not construct it either.
 _PLAIN_TAGS = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
@@ -24,6 +25,8 @@ _PLAIN_TAGS = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 def merge_from_yaml(cfg: CfgNode, path: str) -> None:
     """`cfg.merge_from_file(path)`, in which no file outside Detectron2 can run code.
+
+    Where the yaml is for a project of Detectron2's, the keys of that project are added first.
 
     Args:
         cfg: changed in place.
@@ -35,16 +38,23 @@ def merge_from_yaml(cfg: CfgNode, path: str) -> None:
         KeyError, ValueError, AssertionError, TypeError: as Detectron2 reports unknown keys and
             values of another type.
     """
-    # An attribute of this object goes before the method of its class, which stays as it is; all
-    # the rest (versions, `_BASE_`, types) is Detectron2's. No key can clash: yacs keeps attributes
-    # apart from the entries.
-    cfg.__dict__["load_yaml_with_base"] = _CheckedFiles.load_yaml_with_base
     try:
-        cfg.merge_from_file(path)
+        loaded = _CheckedFiles.load_yaml_with_base(path, allow_unsafe=True)
     except RecursionError:
         raise InputError(f"{path}: _BASE_ leads back to itself, or nests too deeply") from None
     except yaml.YAMLError as error:  # a list as a key, and the like
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    _check_names(loaded, path)
+    # Detectron2 guesses the version where there is none, and says so on every run.
+    if type(loaded.setdefault("VERSION", cfg.VERSION)) is not int:
+        raise InputError(f"{path}: VERSION is {loaded['VERSION']!r}; allowed: {cfg.VERSION}")
+    add_project_config(cfg, loaded, path)
+    # An attribute of this object goes before the method of its class, which stays as it is; all
+    # the rest (versions, types) is Detectron2's. No key can clash: yacs keeps attributes apart from
+    # the entries.
+    cfg.__dict__["load_yaml_with_base"] = lambda *args, **kwargs: loaded
+    try:
+        cfg.merge_from_file(path)
     finally:
         del cfg.__dict__["load_yaml_with_base"]
 
@@ -90,6 +100,14 @@ def _check(text: str, filename: str, *, tags_allowed: bool) -> None:
             f"{filename}:{first.start_mark.line + 1}: the tag {_short(first.tag)} is refused, "
             "because a tag can run code; write the value itself"
         )
+
+
+def _check_names(section: dict[Any, Any], path: str) -> None:
+    for key, value in section.items():
+        if not isinstance(key, str):
+            raise InputError(f"{path}: {key!r} is no key; keys are names, such as MODEL")
+        if isinstance(value, dict):
+            _check_names(value, path)
 
 
 def _walk(root: yaml.Node) -> Iterator[yaml.Node]:

@@ -179,6 +179,7 @@ def test_torchrun(run, tmp_path):
     ],
 )
 def test_what_cannot_run(detector_cfg, options, message):
-    args = {"num_gpus": 1, "num_machines": 1, "dist_url": "tcp://127.0.0.1:1", "eval_only": False}
+    args = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "eval_only": False}
+    args["dist_url"] = "tcp://127.0.0.1:1"
     with pytest.raises(InputError, match=re.escape(message)):
         check_processes(Namespace(**args | options), detector_cfg)

@@ -1,8 +1,5 @@
 """A run that was cut off and resumed is the run that was not: the same weights, to the bit."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
 from conftest import DEMO_CONFIG
@@ -10,11 +7,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase, hooks
+from helpers import differences, metrics_without_times
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.engine.trainer import Trainer
-
-TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
 
 
 class _KilledError(Exception):
@@ -73,29 +69,6 @@ def _run(cfg, folder, *, resume=False, killed_at=None):
     return trainer.start_iter
 
 
-def _metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def _differences(one, other, path=""):
-    """Where checkpoints differ by a bit, but for times."""
-    if type(one) is not type(other):
-        return [path]
-    if isinstance(one, dict):
-        pairs = {key: (one.get(key), other.get(key)) for key in {*one, *other} - TIMES}
-    elif isinstance(one, list | tuple) and len(one) == len(other):
-        pairs = dict(enumerate(zip(one, other, strict=True)))
-    else:
-        # Of objects that are not there, AP is NaN.
-        if isinstance(one, torch.Tensor):
-            same = np.array_equal(one.numpy(), other.numpy(), equal_nan=True)
-        else:
-            same = repr(one) == repr(other)
-        return [] if same else [path]
-    return [found for key, pair in pairs.items() for found in _differences(*pair, f"{path}/{key}")]
-
-
 def _ema(cfg):
     cfg.SOLVER.EMA.ENABLED, cfg.SOLVER.EMA.DECAY = True, 0.5
     cfg.SOLVER.ACCUMULATE = 2
@@ -118,9 +91,9 @@ def test_a_run_cut_off_twice(cfg, tmp_path, change):
     assert _run(cfg, cut, killed_at=2) == 0
     assert _run(cfg, cut, resume=True, killed_at=3) == 2
     assert _run(cfg, cut, resume=True) == 4  # with the evaluation after iteration 3 once more
-    iterations = [row["iteration"] for row in _metrics(whole)]
+    iterations = [row["iteration"] for row in metrics_without_times(whole)]
     assert set(iterations) >= {1, 3, 4} and len(set(iterations)) == len(iterations)
-    assert _differences(_metrics(cut), _metrics(whole)) == []
+    assert differences(metrics_without_times(cut), metrics_without_times(whole)) == []
     for name in ("model_0000003.pth", "model_final.pth"):
         one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, cut))
-        assert _differences(one, other) == []
+        assert differences(one, other) == []
