@@ -56,6 +56,7 @@ commands = {
     "rope-vit-det-convert-to-coco": "convert_to_coco",
     "rope-vit-det-convert-weights": "convert_weights",
     "rope-vit-det-demo": "demo",
+    "rope-vit-det-export": "export_model",
     "rope-vit-det-high-resolution-study": "high_resolution_study",
     "rope-vit-det-install-detectron2": "install_detectron2",
     "rope-vit-det-predict": "predict",

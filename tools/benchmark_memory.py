@@ -8,12 +8,8 @@ from pathlib import Path
 from rope_vit_det.benchmark.memory import format_memory, measure_memory
 from rope_vit_det.benchmark.networks import CONTESTANTS, OUR_NETWORK
 from rope_vit_det.benchmark.recipe_memory import SWITCHES, format_recipe, measure_recipe
+from rope_vit_det.engine.command_line import pixels
 from rope_vit_det.errors import input_errors_as_one_line
-
-
-def size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width)
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parts = parser.add_subparsers(dest="what", required=True)
     add = parts.add_parser("networks", help="without heads and optimizer").add_argument
     add("--networks", nargs="+", choices=CONTESTANTS, default=("global", "windowed", "birder"))
-    add("--grid", type=size, default=(64, 64), metavar="HxW",
+    add("--grid", type=pixels, default=(64, 64), metavar="HxW",
         help="in patch tokens; ours: 16 px each, birder's: 14 px (default: 64x64)")  # fmt: skip
     add("--batch-size", type=int, default=1)
     add("--bf16", action="store_true", help="under bf16 autocast")
@@ -30,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     add("--window-size", type=int, default=16)
     add = parts.add_parser("recipe", help="with heads and optimizer, on the CPU").add_argument
     add("config_file", metavar="CONFIG", help="a yaml recipe of a detector")
-    add("--image-size", type=size, default=(1024, 1024), metavar="HxW", help="in pixels")
+    add("--image-size", type=pixels, default=(1024, 1024), metavar="HxW", help="in pixels")
     add("--images", type=int, default=2, help="of a step")
     add("--switches", nargs="+", choices=SWITCHES, default=tuple(SWITCHES))
     add("--opts", nargs="+", default=(), metavar="KEY VALUE", help="for all of them")

@@ -46,6 +46,8 @@ pixels = dict(mean=[132.37, 135.30, 124.36], std=[59.06, 58.75, 65.99], format="
 
 train = model_zoo.get_config("common/train.py").train
 train.init_checkpoint = "birder://rope_vit_reg4_b14_capi-imagenet21k"
+# False: go on where the weights were trained with other pixels or settings than are set here
+train.check_weights = True
 train.amp.enabled = True
 train.amp.dtype = "bfloat16"
 

@@ -122,7 +122,7 @@ def _write_split(root: Path, split: str, number: int, count: int) -> None:
     (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
     for i in range(count):
-        scene = _draw_scene(np.random.default_rng((_SEED, number, i)))
+        scene = draw_scene(np.random.default_rng((_SEED, number, i)))
         height, width = scene.image.shape[:2]
         name = f"{i:06d}.jpg"
         cv2.imwrite(str(root / split / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
@@ -138,7 +138,8 @@ def _write_split(root: Path, split: str, number: int, count: int) -> None:
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
 
 
-def _draw_scene(rng: np.random.Generator) -> _Scene:
+def draw_scene(rng: np.random.Generator) -> _Scene:
+    """An image, (H, W, 3) uint8 in BGR, and the objects in it."""
     height, width = _SIZES[rng.integers(len(_SIZES))]
     scene = _Scene(background(rng, height, width))
     if rng.random() < _CROWD_SHARE:

@@ -6,10 +6,9 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
-import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,27 +19,23 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..config import AMP_DTYPES
+from ..data.classes import dataset_classes
 from ..data.loader import build_seeded_loader
 from ..data.workers import ignore_signals
 from ..errors import InputError
-from ..models.variants import VARIANTS
 from ..seeding import Purpose, seed_all
-from ..use import disagreement
-from ..weights.detector import LAZY_NAMES
-from ..weights.detectron2_format import read_info
-from ..weights.load import PREFIX
-from .checkpoint import DetectorCheckpointer, as_birder_url, check_weights_path
-from .checkpoint_files import resumable_checkpoint
+from .checkpoint import DetectorCheckpointer
 from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
 from .divergence import replay
 from .history import EventHistory
+from .lazy_checks import check_lazy_config, dataset_names
+from .learning_rates import learning_rate_table
 from .output import check_output, clear_output, describe_output
 from .record import record_run
 from .resumable import ResumableTrainer
@@ -105,54 +100,6 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Checks what would otherwise end a run later.
-
-    Args:
-        resume: a checkpoint in train.output_dir takes the place of train.init_checkpoint.
-
-    Raises:
-        InputError: names the key and the remedy.
-    """
-    dtype = cfg.train.amp.get("dtype", "bfloat16")
-    if dtype not in AMP_DTYPES:
-        raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
-    if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
-        raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
-        weights = cfg.train.init_checkpoint
-        try:
-            check_weights_path(weights, for_rope_vit=False)  # the load knows the model
-            if cfg.train.get("check_weights", True):
-                _check_agreement(cfg)
-        except InputError as error:
-            raise InputError(f"train.init_checkpoint {weights}: {error}") from None
-        if eval_only and not weights:
-            raise InputError("--eval-only needs train.init_checkpoint, or --resume")
-
-
-def _check_agreement(cfg: DictConfig) -> None:
-    """Refuses weights of birder's that were trained with other input than the config describes."""
-    weights = as_birder_url(cfg.train.init_checkpoint)
-    settings = {key: OmegaConf.select(cfg, name) for key, name in LAZY_NAMES.items()}
-    if not weights.startswith(PREFIX) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
-        return
-    # Other models than Detectron2's may have their pixel statistics elsewhere.
-    stated = {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}
-    problem = disagreement(stated, read_info(weights), _as_overrides)
-    if problem:
-        raise InputError(
-            f"these weights were trained with other settings than the config has; {problem}; or "
-            "set train.check_weights=False to go on all the same"
-        )
-
-
-def _as_overrides(settings: Mapping[str, Any]) -> str:
-    """Settings as `key=value` on the command line."""
-    pairs = (f"{LAZY_NAMES[key]}={value}".replace(", ", ",") for key, value in settings.items())
-    return shlex.join(pairs)
-
-
 class LazyTrainer(ResumableTrainer, TrainStep):
     """The step itself, without a config, as Detectron2's tool for LazyConfigs has it."""
 
@@ -171,6 +118,9 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    logger.info(
+        "Learning rates, before warm-up and schedule:\n%s", learning_rate_table(model, optimizer)
+    )
     running_state = RunningState(model)
     model = wrap_model(model, **cfg.train.ddp)
     seed = settle_seed(cfg.train.get("seed", -1))
@@ -179,9 +129,11 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     )
     trainer.running_state = running_state
     saving = cfg.train.checkpointer
+    names = dataset_names(cfg, "train")
     trainer.checkpointer = checkpointer = DetectorCheckpointer(
         model,
         cfg.train.output_dir,
+        classes=dataset_classes(names[0]) if names else None,
         keep=saving.get("max_to_keep", 0),
         running_state=running_state,
         trainer=weakref.proxy(trainer),

@@ -103,8 +103,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
         InputError: names the key or file, and the remedy.
     """
     check_settings(cfg, eval_only=eval_only)
-    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
-    if resumed is None:
+    if not (resume and resumable_checkpoint(cfg.OUTPUT_DIR)):
         try:
             ours = "rope_vit" in cfg.MODEL.BACKBONE.NAME
             check_weights_path(cfg.MODEL.WEIGHTS, for_rope_vit=ours)
@@ -114,9 +113,22 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
             raise weights_error(cfg.MODEL.WEIGHTS, error) from None
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
+    check_data(cfg, eval_only=eval_only, resume=resume)
+
+
+def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks the datasets, whether they can be evaluated, and their classes.
+
+    Args:
+        eval_only, resume: see :func:`check_config`.
+
+    Raises:
+        InputError: names the dataset or file, and the remedy.
+    """
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
     names = check_datasets(cfg, eval_only=eval_only)
+    resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
     weights = resumed or (eval_only and cfg.MODEL.WEIGHTS)
     known = read_classes(weights) if weights else None
     if names is not None and known is not None:

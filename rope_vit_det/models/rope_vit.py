@@ -382,7 +382,9 @@ class RoPEViT(nn.Module):
         """The window (h, w) on this grid; None where it covers the grid, or no block has one."""
         if self.window_size == 0 or len(self.global_blocks) == len(self.encoder.block):
             return None
-        window = (min(self.window_size, grid[0]), min(self.window_size, grid[1]))
+        # Not min(), which would put the size of a window into a graph as a function of the grid.
+        height, width = (side if side < self.window_size else self.window_size for side in grid)
+        window = (height, width)
         return None if window == grid else window
 
     def _effective_pt_grid_size(self) -> tuple[int, int] | None:

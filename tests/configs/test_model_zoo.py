@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
 from detectron2.utils.events import EventStorage
 from stand_in import cut_down
 
+from rope_vit_det import use_rope_vit
 from rope_vit_det.engine import Trainer
 from rope_vit_det.engine.command_line import ZOO
 from rope_vit_det.engine.setup import check_settings, load_config
@@ -100,6 +103,21 @@ def test_the_checks_of_settings_refuse_none_of_them(stand_in, tmp_path, files):
 @pytest.mark.parametrize("name", [name for name in WALKED if name not in FAST])
 def test_every_other_config_trains_and_predicts(stand_in, name):
     step_and_inference(with_overlay(name), stand_in)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WALKED)
+def test_use_rope_vit_puts_the_overlays_backbone_there(name):
+    small = ["MODEL.ROPE_VIT.NAME", "rope_vit_reg4_demo16", "MODEL.DEVICE", "cpu"]
+    expected = load_config(Namespace(config_file=[name, OVERLAY], opts=small, num_gpus=1))
+    cfg = get_cfg()
+    cfg.merge_from_file(str(ZOO / name), allow_unsafe=True)
+    use_rope_vit(cfg, network="rope_vit_reg4_demo16")
+    # Windows, norms and the optimizer are the overlay's own choice.
+    cfg.MODEL.ROPE_VIT.WINDOW_SIZE, cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE = 16, "LN", "cpu"
+    assert str(build_backbone(cfg)) == str(build_backbone(expected))
+    for key in cfg.MODEL.keys() - {"BACKBONE", "WEIGHTS", "PIXEL_MEAN", "PIXEL_STD"}:
+        assert cfg.MODEL[key] == expected.MODEL[key], key
 
 
 @pytest.mark.parametrize(

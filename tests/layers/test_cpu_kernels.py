@@ -8,7 +8,7 @@ from helpers import relative_difference
 from rope_vit_det.layers import cpu_kernels
 from rope_vit_det.layers.attention import attend
 
-TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 2e-2)}
+TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (None, 2e-2)}
 
 
 def naive(q, k, v):
@@ -28,6 +28,8 @@ def test_attention_equals_the_naive_one(queries, keys, dtype):
     found = attend(*ours)
     assert found.dtype == dtype
     forward, backward = TOLERANCE[dtype]
+    if forward is None:  # what rounding every product to bf16 costs differs between versions
+        forward = 1.25 * relative_difference(naive(*ours).double(), expected)
     assert relative_difference(found.double(), expected) < forward
     (expected * weight.double()).sum().backward()
     (found * weight).sum().backward()

@@ -113,7 +113,7 @@ def test_recomputed_activations_have_the_scale_of_the_forward_pass():
 
 @pytest.mark.parametrize("value", [0.5, 0, -2])
 def test_a_scale_below_one_is_refused(value):
-    with pytest.raises(ValueError, match=r"rescale_coords.*at least 1"):
+    with pytest.raises(ValueError, match=r"rescale_coords.*1 or more"):
         create_model(SMALL, rescale_coords=value)
 
 

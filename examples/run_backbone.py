@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Runs an exported backbone with its pyramid: run_backbone.py backbone.onnx (or backbone.pt2)
+
+Needs onnxruntime and numpy for .onnx, torch for .pt2; neither rope_vit_det nor Detectron2.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+
+def run_onnx(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Images (N, 3, H, W), float32, 0 to 255, to feature maps."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    print(json.loads(session.get_modelmeta().custom_metadata_map["info"]))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def run_pt2(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Images (N, 3, H, W), float32, 0 to 255, to feature maps."""
+    import torch
+
+    files = {"info.json": ""}
+    backbone = torch.export.load(path, extra_files=files).module()
+    print(json.loads(files["info.json"]))
+    with torch.no_grad():
+        return {name: x.numpy() for name, x in backbone(torch.from_numpy(images)).items()}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    run = run_onnx if sys.argv[1].endswith(".onnx") else run_pt2
+    images = np.random.default_rng(0).uniform(0, 255, (1, 3, 512, 768)).astype(np.float32)
+    for name, features in run(sys.argv[1], images).items():
+        print(name, features.shape)

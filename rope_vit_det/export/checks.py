@@ -1,0 +1,152 @@
+"""Exported files against what they were made from, on images they were not made with."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.structures import Instances, pairwise_iou
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.demo import draw_scene
+from ..data.image_file import read_rgb
+from ..errors import RunError
+from .detector import find_instances, to_instances
+
+# Largest differences that float32 explains: of a score or a mask's probability; of a box, in
+# pixels; of a feature map, relative to its largest value.
+_SCORE, _BOX, _FEATURE = 1e-3, 0.5, 1e-3
+
+
+def check_images(
+    paths: Sequence[str], sizes: Sequence[tuple[int, int]], channels: str
+) -> list[Tensor]:
+    """Images of given sizes, one a size.
+
+    Args:
+        paths: of image files; without any, images of the demo's kind are drawn.
+        sizes: (height, width) in pixels, to which they are scaled.
+        channels: INPUT.FORMAT, "RGB" or "BGR".
+
+    Returns:
+        (3, H, W) each, float32, 0 to 255.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    rng = np.random.default_rng(0)
+    images = []
+    for i, (height, width) in enumerate(sizes):
+        pixels = read_rgb(paths[i % len(paths)]) if paths else draw_scene(rng).image[..., ::-1]
+        scaled = np.array(Image.fromarray(pixels).resize((width, height)))
+        if channels == "BGR":
+            scaled = scaled[..., ::-1]
+        images.append(torch.from_numpy(np.ascontiguousarray(scaled)).permute(2, 0, 1).float())
+    return images
+
+
+def compare_detections(
+    detector: nn.Module,
+    exported: Callable[[Tensor], Mapping[str, Tensor]],
+    images: Sequence[Tensor],
+    threshold: float,
+) -> str:
+    """Compares boxes, scores and masks, and says how far apart they are.
+
+    Args:
+        threshold: of the scores; detections as near to it as scores may differ are left out.
+
+    Raises:
+        RunError: they are too far apart.
+    """
+    furthest = dict.fromkeys(("boxes", "scores", "masks"), 0.0)
+    number = 0
+    for image in images:
+        with torch.no_grad():
+            expected, found = find_instances(detector, image), exported(image)
+        pairs = [(expected, to_instances(found, (image.shape[-2], image.shape[-1])))]
+        pairs.append(pairs[0][::-1])
+        for one, other in pairs:  # both ways: nothing may be missing, and nothing new
+            for name, distance in _distances(one[one.scores > threshold + _SCORE], other).items():
+                furthest[name] = _larger(furthest[name], distance)
+        number += len(expected)
+    # "not below": NaN is too far, too
+    if not (furthest["boxes"] <= _BOX and _larger(furthest["scores"], furthest["masks"]) <= _SCORE):
+        raise RunError(
+            "the exported detector differs from the eager one: boxes by up to "
+            f"{furthest['boxes']:.2g} px, scores by {furthest['scores']:.2g}, masks by "
+            f"{furthest['masks']:.2g}; nothing was written"
+        )
+    told = (
+        f"{number} detections in {_sizes(images)} compared with the eager detector; largest "
+        f"differences: boxes {furthest['boxes']:.1e} px, scores {furthest['scores']:.1e}"
+    )
+    if expected.has("pred_masks"):
+        told += f", masks {furthest['masks']:.1e}"
+    return told if number else f"{told} (nothing was found in them: name others with --image)"
+
+
+def compare_features(
+    pyramid: nn.Module,
+    exported: Callable[[Tensor], Mapping[str, Tensor]],
+    images: Sequence[Tensor],
+) -> str:
+    """Compares feature maps, and says how far apart they are.
+
+    Args:
+        images: (N, 3, H, W) each.
+
+    Raises:
+        RunError: they are too far apart.
+    """
+    furthest: dict[str, float] = {}
+    for image in images:
+        with torch.no_grad():
+            expected, found = pyramid(image), exported(image)
+        for name, ours in expected.items():
+            distance = ((found[name] - ours).abs().max() / ours.abs().max()).item()
+            furthest[name] = _larger(furthest.get(name, 0.0), distance)
+    told = ", ".join(f"{name} {distance:.1e}" for name, distance in sorted(furthest.items()))
+    if not all(distance <= _FEATURE for distance in furthest.values()):
+        raise RunError(
+            f"the exported backbone differs from the eager one, relative to the largest value by: "
+            f"{told}; nothing was written"
+        )
+    return (
+        f"{_sizes(images)} compared with the eager backbone; largest differences, relative to the "
+        f"largest value: {told}"
+    )
+
+
+def _larger(one: float, other: float) -> float:
+    """NaN where one of them is."""
+    return torch.tensor([one, other], dtype=torch.float64).max().item()
+
+
+def _distances(some: Instances, others: Instances) -> dict[str, float]:
+    """How far each detection is from the nearest other one of its class."""
+    if len(some) == 0:
+        return {}
+    infinite = {"boxes": float("inf"), "scores": float("inf")}
+    if len(others) == 0:
+        return infinite
+    iou = pairwise_iou(some.pred_boxes, others.pred_boxes)
+    scores = (some.scores[:, None] - others.scores[None]).abs()
+    same = some.pred_classes[:, None] == others.pred_classes[None]
+    if not same.any(dim=1).all():
+        return infinite
+    # Of several on the same spot, the one with the same score.
+    nearest = torch.where(same, iou - scores, -2.0).argmax(dim=1)
+    others = others[nearest]
+    distances = {
+        "boxes": (some.pred_boxes.tensor - others.pred_boxes.tensor).abs().max().item(),
+        "scores": (some.scores - others.scores).abs().max().item(),
+    }
+    if some.has("pred_masks"):
+        distances["masks"] = (some.pred_masks - others.pred_masks).abs().max().item()
+    return distances
+
+
+def _sizes(images: Sequence[Tensor]) -> str:
+    shapes = [f"{len(i)} x " * (i.dim() == 4) + f"{i.shape[-2]}x{i.shape[-1]}" for i in images]
+    return f"images of {', '.join(dict.fromkeys(shapes))} px"

@@ -1,0 +1,109 @@
+"""A LazyConfig is refused for what a yaml config is refused for, in its own words."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from stand_in import cut_down_lazy
+
+from rope_vit_det.engine.lazy import build_trainer, load_lazy_config
+from rope_vit_det.engine.lazy_checks import check_lazy_config
+from rope_vit_det.errors import InputError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"
+SPLITS = {"train": "train", "test": "val"}
+FCOS = "COCO-Detection/fcos_rope_vit_reg4_b14_1x.py"
+
+
+@pytest.fixture
+def load(small_demo_dataset, tmp_path):
+    """Loads a recipe for the demo's four classes, without weights."""
+    for split, folder in SPLITS.items():
+        path = small_demo_dataset / "annotations" / f"instances_{folder}.json"
+        register_coco_instances(f"lazy_{split}", {}, str(path), str(small_demo_dataset / folder))
+    classes = {MASK_RCNN: "model.roi_heads.num_classes=4", FCOS: "model.num_classes=4"}
+
+    def load(name, *opts):
+        fixed = [f"train.output_dir={tmp_path}", "train.init_checkpoint=", classes[name]]
+        fixed += [
+            "dataloader.train.dataset.names=lazy_train",
+            "dataloader.test.dataset.names=lazy_test",
+        ]
+        return load_lazy_config(Namespace(config_file=[str(CONFIGS / name)], opts=[*fixed, *opts]))
+
+    yield load
+    for split in SPLITS:
+        DatasetCatalog.remove(f"lazy_{split}")
+        MetadataCatalog.remove(f"lazy_{split}")
+
+
+@pytest.mark.parametrize("name", [MASK_RCNN, FCOS])
+def test_what_fits_passes(load, name):
+    check_lazy_config(load(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "message"),
+    [
+        (MASK_RCNN, ["train.amp.dtype=float8"], "train.amp.dtype is 'float8'"),
+        (MASK_RCNN, ["train.init_checkpoint=no.pth"], "train.init_checkpoint no.pth: no such file"),
+        (
+            MASK_RCNN,
+            ["model.roi_heads.num_classes=80"],
+            "4 categories, model.roi_heads.num_classes is 80; set model.roi_heads.num_classes 4",
+        ),
+        (FCOS, ["model.num_classes=80"], "4 categories, model.num_classes is 80"),
+        (
+            FCOS,
+            ["dataloader.train.dataset.names=lazy_tran"],
+            "dataloader.train.dataset.names: no dataset is registered as 'lazy_tran'; did you mean",
+        ),
+        (MASK_RCNN, ["dataloader.test.dataset.names=coco_2017_val"], "coco_2017_val.*prepare it"),
+    ],
+)
+def test_what_does_not_is_named_by_its_own_key(load, name, opts, message):
+    with pytest.raises(InputError, match=message):
+        check_lazy_config(load(name, *opts))
+
+
+def test_faults_in_the_data(load, small_demo_dataset, tmp_path):
+    path = small_demo_dataset / "annotations" / "instances_train.json"
+    coco = json.loads(path.read_text())
+    coco["annotations"][0]["category_id"] = 99
+    (tmp_path / "bad.json").write_text(json.dumps(coco))
+    register_coco_instances("bad", {}, str(tmp_path / "bad.json"), str(path.parents[1] / "train"))
+    try:
+        with pytest.raises(InputError, match="1 annotations of a category"):
+            check_lazy_config(load(MASK_RCNN, "dataloader.train.dataset.names=bad"))
+    finally:
+        DatasetCatalog.remove("bad")
+        MetadataCatalog.remove("bad")
+
+
+def test_a_checkpoint_of_other_classes(load, tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"model": {}, "classes": {"names": ["a", "b"], "ids": [1, 2]}}, path)
+    with pytest.raises(InputError, match="different categories: 4 and 2"):
+        check_lazy_config(load(FCOS, f"train.init_checkpoint={path}"), eval_only=True)
+
+
+def test_a_loader_of_the_users_own_is_left_alone(load):
+    cfg = load(FCOS)
+    cfg.dataloader.train = [{"image": 1}]
+    check_lazy_config(cfg)
+
+
+@pytest.mark.slow
+def test_birders_weights_arrive(stand_in, birder_file, tmp_path):
+    path, oracle = birder_file("rope_vit_reg1_t16")
+    cfg = load_lazy_config(Namespace(config_file=[str(CONFIGS / MASK_RCNN)], opts=[]))
+    cfg = cut_down_lazy(cfg, "rope_vit_reg1_t16")
+    cfg.train.output_dir, cfg.train.init_checkpoint = str(tmp_path), f"birder:{path}"
+    net = build_trainer(cfg).model.backbone.net
+    for name, weight in net.state_dict().items():
+        assert torch.equal(weight, oracle.state_dict()[name]), name
