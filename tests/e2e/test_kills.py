@@ -140,17 +140,11 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(start, tmp_pa
     assert len(list((tmp_path / "cut").glob("model_0*.pth"))) == 3
 
 
-def _children(process):
-    return [
-        int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ]
-
-
 def _ranks(process):
-    """The process ids of a run's two processes, of which the first holds the workers of rank 0."""
-    return [
-        p for p in _children(process) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()
-    ]
+    """The process ids of a run's two processes."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ours = [p for p in children if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return list(map(int, ours))
 
 
 @pytest.mark.slow
