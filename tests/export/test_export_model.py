@@ -174,7 +174,7 @@ def test_ap_of_the_exported_detector_beside_the_eager_one(
 ):
     json_file = small_demo_dataset / "annotations" / "instances_val.json"
     small = (
-        *("INPUT.MIN_SIZE_TEST", "96", "DATASETS.OWN.VAL_JSON", str(json_file)),
+        *("INPUT.MIN_SIZE_TEST", "192", "DATASETS.OWN.VAL_JSON", str(json_file)),
         *("DATASETS.OWN.VAL_IMAGES", str(small_demo_dataset / "val")),
     )
     export(weights, tmp_path / "d.ts", *small, evaluate=True, max_ap_loss=5.0)
