@@ -18,7 +18,7 @@ from ..data.image_file import read_rgb
 from ..errors import InputError
 from ..images import find_images, load_batches
 from ..visualization.predictions import draw_instances
-from ..visualization.sheets import write_picture
+from ..visualization.sheets import readable_scale, write_picture
 from .coco_json import CocoPredictions
 from .inputs import check_images, find_video
 from .predictor import Predictor
@@ -151,7 +151,8 @@ def _predict_images(
             results = work([image for _, image in batch], "RGB")
             for (path, image), found in zip(batch, results, strict=True):
                 if output:
-                    picture = draw_instances(image, found, predictor.metadata)
+                    scale = readable_scale(image)
+                    picture = draw_instances(image, found, predictor.metadata, scale)
                     write_picture(picture, source.pictures[path])
                 if coco:
                     coco.add(source.ids[path], found, file_name=path)

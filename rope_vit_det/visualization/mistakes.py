@@ -8,11 +8,10 @@ import pycocotools.mask as mask_util
 from detectron2.utils.visualizer import GenericMask, Visualizer
 
 from ..evaluation.matching import ImageMatches
-from .sheets import caption_below
+from .sheets import caption_below, readable_scale
 
 # Okabe and Ito's, which the colour-blind can tell apart too; RGB.
 FOUND, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (86, 180, 233)
-_LEAST_SIDE = 640  # pixels; smaller images are enlarged to it
 
 
 def draw_mistakes(
@@ -28,8 +27,7 @@ def draw_mistakes(
     Returns:
         RGB, uint8; small images are enlarged.
     """
-    scale = max(1.0, _LEAST_SIDE / max(image.shape[:2]))
-    canvas = Visualizer(image, scale=scale)
+    canvas = Visualizer(image, scale=readable_scale(image))
     for entries, colour, word in (
         (matches.found, FOUND, ""),
         (matches.false, FALSE, "false "),

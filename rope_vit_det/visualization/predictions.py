@@ -18,15 +18,18 @@ _PANEL = (440, 400)
 _PAIRS_A_ROW = 2
 
 
-def draw_instances(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
-    """Boxes, masks, class names and scores over an image, in its size.
+def draw_instances(
+    image: np.ndarray, instances: Instances, metadata: Metadata, scale: float = 1.0
+) -> np.ndarray:
+    """Boxes, masks, class names and scores over an image.
 
     Args:
         image: RGB, (H, W, 3) uint8.
         instances: on the CPU, in the size of the image.
         metadata: of :func:`~rope_vit_det.visualization.colours.class_metadata`.
+        scale: of the result.
     """
-    canvas = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)
+    canvas = Visualizer(image, metadata, scale, instance_mode=ColorMode.SEGMENTATION)
     return canvas.draw_instance_predictions(instances).get_image()
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..config import check_input_config
 from ..data.check import check_datasets
 from ..data.loader import build_train_loader
+from ..engine.seed import settle_seed
 from ..engine.setup import load_config
 from ..engine.trainer import with_seed
 from ..errors import InputError
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     cfg.DATALOADER.NUM_WORKERS = 0
     check_input_config(cfg)
     check_datasets(cfg)
-    cfg = with_seed(cfg)
+    cfg = with_seed(cfg, settle_seed(cfg.SEED))
     pictures, panels = [], []
     loader = chain.from_iterable(build_train_loader(cfg))
     samples = tqdm(islice(loader, args.number), "drawing", args.number, disable=None)

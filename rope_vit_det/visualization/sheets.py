@@ -11,6 +11,7 @@ from ..weights.files import new_file
 
 _CAPTION_HEIGHT = 44
 _GAP = 8
+_READABLE_SIDE = 640  # pixels
 
 
 def write_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
@@ -48,6 +49,11 @@ def make_sheet(
 def fit_scale(image: np.ndarray, panel: tuple[int, int]) -> float:
     """The factor by which an image just fits into a panel of (width, height)."""
     return min(panel[0] / image.shape[1], panel[1] / image.shape[0])
+
+
+def readable_scale(image: np.ndarray) -> float:
+    """The factor by which to enlarge an image so that labels do not hide it; 1 for most."""
+    return max(1.0, _READABLE_SIDE / max(image.shape[:2]))
 
 
 def caption_below(
