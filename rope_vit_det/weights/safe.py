@@ -86,6 +86,20 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[s
         raise _damaged(path) from None
 
 
+def not_plain(value: Any) -> str | None:
+    """Why something in a state dict cannot be loaded as a tensor; None: it can."""
+    if isinstance(value, np.ndarray):
+        try:
+            torch.as_tensor(value)
+        except (TypeError, ValueError):  # texts, objects, another machine's byte order, …
+            return f"an array of {value.dtype}, not a tensor"
+    elif not isinstance(value, Tensor):
+        return f"a {type(value).__name__}, not a tensor"
+    elif value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return "a sparse, quantized or empty tensor, not a plain one"
+    return None
+
+
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The first key whose floating-point tensor holds a NaN or an infinity."""
     for key, tensor in tensors.items():
