@@ -268,12 +268,6 @@ def check_input_config(cfg: CfgNode) -> None:
             f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "
             "0, the first not above the second"
         )
-    loader = cfg.DATALOADER
-    if loader.SKIP_UNREADABLE and loader.SAMPLER_TRAIN.startswith("Weighted"):
-        raise InputError(
-            "DATALOADER.SKIP_UNREADABLE does not go with DATALOADER.SAMPLER_TRAIN "
-            f"{loader.SAMPLER_TRAIN}, whose weights belong to all images"
-        )
     if lsj.ENABLED and cfg.INPUT.CROP.ENABLED:
         raise InputError(
             "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True; large-scale jitter crops by "

@@ -17,7 +17,7 @@ from rope_vit_det.data import demo
 from rope_vit_det.data.shapes import CATEGORIES
 
 # The same few examples each time in `make test`; many, and others each time, in `make test-slow`.
-settings.register_profile("fast", max_examples=8, deadline=None, derandomize=True, database=None)
+settings.register_profile("fast", max_examples=5, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
 settings.load_profile("fast")
 

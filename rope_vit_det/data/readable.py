@@ -1,6 +1,7 @@
 """Images that cannot be read, in Detectron2's loaders: named where they end a run, or skipped."""
 
 import logging
+import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -75,6 +76,8 @@ def readable_records(records: list[dict], names: tuple[str, ...], output_dir: st
 
 
 def _problem(record: dict) -> str | None:
+    if not os.path.isfile(record["file_name"]):  # to open a pipe would wait for ever
+        return "no such file"
     try:
         image_size(record["file_name"], decode=True)
     except InputError as error:

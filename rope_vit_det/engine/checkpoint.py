@@ -242,7 +242,7 @@ def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
         check_tensors(filename, data["model"])
         return dict(data)
     data = data.get("blobs", data)
-    model = {key: value for key, value in data.items() if not key.endswith("_momentum")}
+    model = {key: value for key, value in data.items() if not str(key).endswith("_momentum")}
     check_tensors(filename, model)
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 

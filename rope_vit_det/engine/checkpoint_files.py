@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import DiskFullError, InputError
 from ..weights.files import new_file
-from ..weights.safe import load_torch_file
+from ..weights.safe import load_torch_file, not_plain
 
 LAST = "last_checkpoint"
 _FINAL = "model_final.pth"
@@ -127,12 +126,13 @@ def check_tensors(filename: str | os.PathLike, model: Any) -> None:
     """
     if not isinstance(model, Mapping):
         raise InputError(f"{filename} is no checkpoint: its 'model' is a {type(model).__name__}")
+    if not model:
+        raise InputError(f"{filename} is no checkpoint: it holds no tensor")
     for key, value in model.items():
-        if not isinstance(value, torch.Tensor | np.ndarray):
-            kind = type(value).__name__
-            raise InputError(f"{filename} is no checkpoint: its {key!r} is a {kind}, not a tensor")
-        value = torch.as_tensor(value)
-        if value.is_floating_point() and value.isnan().any():
+        problem = not_plain(value) if isinstance(key, str) else "not under a name"
+        if problem:
+            raise InputError(f"{filename} is no checkpoint: its {key!r} is {problem}")
+        if torch.as_tensor(value).isnan().any():
             raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
 
 

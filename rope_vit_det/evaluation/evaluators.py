@@ -50,6 +50,11 @@ def check_evaluator(dataset_name: str) -> None:
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package {package}; "
             "install it, or take the dataset out"
         )
+    if package == "cityscapesscripts" and not hasattr(np, "in1d"):
+        raise InputError(
+            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
+            "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.4'"
+        )
     if kind == "lvis" and not is_installed() and not _lvis_works():
         raise InputError(
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package "

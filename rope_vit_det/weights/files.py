@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..models.rope_vit import RoPEViT
 from ..models.variants import VARIANTS, create_model
 from .info import BIRDER_VERSION, TASK, WeightsInfo, architecture_from_config
-from .safe import first_not_finite, load_safetensors, load_torch_file
+from .safe import first_not_finite, load_safetensors, load_torch_file, not_plain
 
 SUFFIXES = (".pt", ".safetensors")
 StateDict = Mapping[str, Tensor]
@@ -205,12 +205,19 @@ def read_fields(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, A
         raise InputError(f"{path} is no weights file of birder's: it has no {missing[0]!r}")
     if fields.get("task", TASK) != TASK:
         raise InputError(f"{path} holds a network for {fields['task']}; wanted is one for {TASK}")
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not state:
         raise InputError(f"{path}: its 'state' is not a dict of tensors")
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor) or not_plain(tensor):
+            raise InputError(
+                f"{path}: its 'state' is not a dict of tensors: {key!r} is "
+                f"{not_plain(tensor) or 'not under a name'}"
+            )
     key = first_not_finite(state)
     if key:
         raise InputError(f"{path}: tensor {key} has NaN or infinite values; get the file again")
-    return dict(state), fields
+    # Without the hooks that a pickled tensor may bring.
+    return {key: tensor.detach() for key, tensor in state.items()}, fields
 
 
 def info_from_fields(
@@ -240,16 +247,18 @@ def info_from_fields(
             config=dict(fields.get("config") or {}),
             birder_version=fields.get("birder_version"),
         )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         raise InputError(
             f"{path}: its signature, class_to_idx, rgb_stats or config is not what birder writes"
         ) from None
     if channels != 3 or len(info.rgb_mean) != 3 or len(info.rgb_std) != 3:
         raise InputError(f"{path} is for images of {channels} channels; this project reads RGB")
     try:
-        architecture_from_config(info.config, network)
-    except ValueError as error:
+        layers = architecture_from_config(info.config, network).get("num_layers")
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
+    if isinstance(layers, int) and layers > len(state):  # building them would take for ever
+        raise InputError(f"{path}: its config has {layers} layers, and it {len(state)} tensors")
     return info
 
 
@@ -281,8 +290,8 @@ def misfit(state: StateDict, info: WeightsInfo) -> str | None:
     """What keeps tensors from being the network's; None: keys and shapes are all right."""
     try:
         wanted = skeleton(info).state_dict()
-    except (ValueError, TypeError, RuntimeError) as error:  # a size or a config that cannot be
-        return str(error)
+    except Exception as error:  # whatever a size or a config that cannot be leads to
+        return " ".join(str(error).split()) or type(error).__name__
     for what, keys in (
         ("missing", sorted(wanted.keys() - state.keys())),
         ("unexpected", sorted(state.keys() - wanted.keys())),

@@ -1,5 +1,6 @@
 """Conversion of weights, with birder, Detectron2 and timm as oracles."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -307,19 +308,20 @@ def test_two_processes_at_once_end_with_whole_files(birder_file, tmp_path):
         assert len(loaded) == 149 and all(torch.equal(loaded[key], theirs[key]) for key in loaded)
 
 
-def test_the_command_line(birder_file, tmp_path):
+def test_the_command_line(birder_file, tmp_path, monkeypatch, capsys):
     path, net = birder_file()
     written = tmp_path / f"{NETWORK}_x.safetensors"
-    command = [sys.executable, "-W", "ignore", TOOL, path, written]
     config = ["--add-config", '{"pt_grid_size": [16, 16]}']
-    answer = subprocess.run([*command, *config], capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith(f"wrote {written}: {NETWORK}, 224x224 px, config")
+    monkeypatch.setattr("sys.argv", [str(TOOL), str(path), str(written), *config])
+    runpy.run_path(str(TOOL), run_name="__main__")
+    summary = capsys.readouterr().out
+    assert summary.startswith(f"wrote {written}: {NETWORK}, 224x224 px, config")
     assert _states_equal(_birders(written)[0].state_dict(), net.state_dict())
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr.startswith(f"error: {written} is there already")
-    assert answer.stderr.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(TOOL), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"error: {written} is there already")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "16"])

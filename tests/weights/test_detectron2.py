@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SimpleFeaturePyramid, build_model
-from detectron2.utils.file_io import PathManager
 from helpers import relative_difference
 
 from rope_vit_det.backbone import RoPEViTBackbone, load_logger
@@ -191,15 +189,6 @@ def test_the_cache_follows_the_file(birder_file):
     key = "backbone.net.class_token"
     a, b = (torch.load(p, weights_only=True)["model"][key] for p in (first, second))
     assert torch.allclose(a + 1, b)
-
-
-def test_all_at_once_end_with_one_whole_file(birder_file, cache):
-    path, _ = birder_file()
-    with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: PathManager.get_local_path(f"birder:{path}"), range(4)))
-    assert len(paths) == 1
-    assert len(torch.load(paths.pop(), weights_only=True)["model"]) == 149
-    assert not list(cache.rglob("*.tmp"))
 
 
 def test_a_whole_detector_needs_no_backbone_file(cfg, birder_file, tmp_path):
