@@ -35,6 +35,13 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     )
     add_config_option(parser)
     parser.add_argument(
+        "--replay",
+        default="",
+        metavar="FILE",
+        help="do not train: compute the losses of a batch that ended a run with a loss that was "
+        "not finite, and name the first module whose output was not",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="train in an output folder that holds an earlier training, which is moved aside",

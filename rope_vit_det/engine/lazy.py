@@ -32,6 +32,7 @@ from .checkpoint import DetectorCheckpointer
 from .checkpoints import Checkpoints
 from .command_line import config_files, find_config_file, log_config_files, without_config_files
 from .distributed import launch, wrap_model
+from .divergence import replay
 from .history import EventHistory
 from .lazy_checks import check_lazy_config, dataset_names
 from .learning_rates import learning_rate_table
@@ -57,6 +58,10 @@ def run_lazy(args: argparse.Namespace) -> None:
         InputError: for a wrong config or weights.
     """
     cfg = load_lazy_config(args)
+    if args.replay:
+        model = instantiate(cfg.model).to(cfg.train.device)
+        replay(model, args.replay, precision=_precision(cfg))
+        return
     check_output(cfg.train.output_dir, args)
     check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
     clear_output(cfg.train.output_dir, args)
@@ -122,6 +127,7 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     trainer = LazyTrainer(
         model, _train_loader(cfg, seed), optimizer, seed=seed, precision=_precision(cfg)
     )
+    trainer.running_state = running_state
     saving = cfg.train.checkpointer
     names = dataset_names(cfg, "train")
     trainer.checkpointer = checkpointer = DetectorCheckpointer(

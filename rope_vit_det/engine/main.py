@@ -12,8 +12,10 @@ from detectron2.utils import comm
 from .build_errors import build_errors_as_input_errors
 from .checkpoint import DetectorCheckpointer
 from .distributed import check_processes, launch, starts_the_run
+from .divergence import replay
 from .output import check_output, clear_output, describe_output
 from .setup import check_config, check_settings, load_config, setup
+from .train_step import training_precision
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ def run(args: argparse.Namespace) -> None:
         InputError: for a wrong config, weights or data.
     """
     cfg = load_config(args)
+    if getattr(args, "replay", ""):
+        replay(Trainer.build_model(cfg), args.replay, precision=training_precision(cfg))
+        return
     if starts_the_run():
         # These first: they take no time, and the batch is divided by some of them.
         check_settings(cfg, eval_only=args.eval_only)

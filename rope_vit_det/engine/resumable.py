@@ -11,6 +11,9 @@ from ..errors import RunError
 from .checkpoint import DetectorCheckpointer
 from .checkpoint_files import cannot_write
 from .checkpoints import Checkpoints
+from .divergence import end_diverged
+from .running_state import RunningState
+from .train_step import NotFiniteError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -47,6 +50,7 @@ class ResumableTrainer(TrainerBase):
     """
 
     checkpointer: DetectorCheckpointer
+    running_state: RunningState
 
     def train(self, *args: Any) -> None:
         """See :class:`TrainerBase`.
@@ -75,7 +79,11 @@ class ResumableTrainer(TrainerBase):
 
     @_ends_the_run
     def run_step(self) -> None:
-        super().run_step()
+        try:
+            super().run_step()
+        except NotFiniteError as error:
+            step, folder = getattr(self, "_trainer", self), self.checkpointer.save_dir
+            raise end_diverged(error, step, self.running_state, folder) from None
 
     @_ends_the_run
     def after_step(self) -> None:

@@ -19,41 +19,42 @@ class RunningState:
         Args:
             model: the trained one, newly built.
         """
-        self._model = model
+        self.model = model
         self._initial = self._numbers()
         self._gathered: list[dict[str, Any]] = []
 
     def gather(self) -> None:
         """Collects the state of all processes for the next checkpoint; a collective."""
         if comm.get_world_size() > 1:
-            self._gathered = comm.gather(self._own())
+            self._gathered = comm.gather(self.own())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"processes": self._gathered or [self._own()]}
+        return {"processes": self._gathered or [self.own()]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes this process's part; with more processes than there were, the first one's."""
         parts, rank = state_dict["processes"], comm.get_rank()
         part = parts[rank if rank < len(parts) else 0]
-        modules = dict(self._model.named_modules())
+        modules = dict(self.model.named_modules())
         for module, name, value in part["numbers"]:
             if module in modules:
                 setattr(modules[module], name, value)
-        buffers = dict(self._model.named_buffers())
+        buffers = dict(self.model.named_buffers())
         for name, value in part["buffers"].items():
             if name in buffers:
                 buffers[name].copy_(value)
 
-    def _own(self) -> dict[str, Any]:
+    def own(self) -> dict[str, Any]:
+        """This process's part."""
         changed = [
             (module, name, value)
             for (module, name), value in self._numbers().items()
             if self._initial.get((module, name)) != value
         ]
-        saved = self._model.state_dict(keep_vars=True)
+        saved = self.model.state_dict(keep_vars=True)
         buffers = {
             name: buffer.detach().cpu().clone()
-            for name, buffer in self._model.named_buffers()
+            for name, buffer in self.model.named_buffers()
             if name in saved and not comm.is_main_process()
         }
         return {"numbers": changed, "buffers": buffers}
@@ -61,7 +62,7 @@ class RunningState:
     def _numbers(self) -> dict[tuple[str, str], float]:
         return {
             (path, name): value
-            for path, module in self._model.named_modules()
+            for path, module in self.model.named_modules()
             for name, value in vars(module).items()
             if type(value) in (int, float)
         }

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +14,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import MicroBatchSampler
 from ..seeding import Purpose, seed_all
+from .distributed import in_any_process
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch: its number in the step over all processes, its data, and its losses."""
+
+    number: int
+    data: list[dict]
+    losses: dict[str, Tensor]
+
+
+class NotFiniteError(Exception):
+    """The loss of this or another process is not finite; the weights are as before the step."""
+
+    def __init__(self, micro_batches: list[MicroBatch]) -> None:
+        """
+        Args:
+            micro_batches: of this process, those whose loss is not finite.
+        """
+        super().__init__(f"the loss of {len(micro_batches)} micro-batches is not finite")
+        self.micro_batches = micro_batches
 
 
 class TrainStep(SimpleTrainer):
@@ -56,24 +78,36 @@ class TrainStep(SimpleTrainer):
 
     def run_step(self) -> None:
         assert self.model.training, "[TrainStep] model was changed to eval mode!"
-        data_time, losses = 0.0, []
+        data_time, losses, wrong = 0.0, [], []
         self.optimizer.zero_grad()
         for number in range(self.accumulate):
             start = time.perf_counter()
             data = self._next_batch()
             data_time += time.perf_counter() - start
             micro_batch = comm.get_rank() * self.accumulate + number
-            seed_all(self.seed, Purpose.STEP, self.iter, micro_batch)
             with self._gradients_stay_here(number < self.accumulate - 1):
-                losses.append(self._forward(data))
-                loss = sum(losses[-1].values()) / self.accumulate
-                self.grad_scaler.scale(loss).backward()
+                losses.append(self.forward(data, micro_batch))
+                loss = sum(losses[-1].values())
+                self.grad_scaler.scale(loss / self.accumulate).backward()
+            if not torch.isfinite(loss):
+                wrong.append(MicroBatch(micro_batch, data, losses[-1]))
         self.after_backward()
+        if in_any_process(bool(wrong)):
+            raise NotFiniteError(wrong)
         self._write_metrics(_mean(losses), data_time)
         # Unscales first, where there is a scale; clipping, part of the optimizer's step, comes
         # after that and after the average over processes.
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def forward(self, data: list[dict], micro_batch: int) -> dict[str, Tensor]:
+        """The losses of a micro-batch, under its random state.
+
+        Args:
+            micro_batch: its number in the step, over all processes.
+        """
+        seed_all(self.seed, Purpose.STEP, self.iter, micro_batch)
+        return self._forward(data)
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
@@ -112,15 +146,19 @@ def build_train_step(
     cfg: CfgNode, model: nn.Module, data_loader: object, optimizer: torch.optim.Optimizer
 ) -> TrainStep:
     """The step that SOLVER.AMP and SOLVER.ACCUMULATE ask for."""
-    amp = cfg.SOLVER.AMP
     return TrainStep(
         model,
         data_loader,
         optimizer,
         seed=cfg.SEED,
         accumulate=cfg.SOLVER.ACCUMULATE,
-        precision=getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32,
+        precision=training_precision(cfg),
     )
+
+
+def training_precision(cfg: CfgNode) -> torch.dtype:
+    """That of the forward pass, by SOLVER.AMP."""
+    return getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else torch.float32
 
 
 def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
