@@ -138,3 +138,57 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(start, tmp_pa
     _same_end(tmp_path / "cut", tmp_path / "whole")
     assert not list((tmp_path / "cut").glob(".model_*.tmp"))
     assert len(list((tmp_path / "cut").glob("model_0*.pth"))) == 3
+
+
+def _ranks(process):
+    """The process ids of a run's two processes."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ours = [p for p in children if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return list(map(int, ours))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("options", [(), ("--num-gpus", "2")], ids=["one", "two processes"])
+def test_a_signal_ends_the_run_with_a_checkpoint(start, tmp_path, options, number):
+    process = start("cut", *options, *TINY, "OUTPUT_DIR", "cut")
+    _wait(process, _says(process, "Starting training from iteration"))
+    time.sleep(3)
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # as a terminal's Ctrl-C, which reaches the workers too
+    assert process.wait(timeout=120) == 75, process.printed()[-3000:]
+    last = process.printed().splitlines()[-1]
+    said = re.fullmatch(r"stopped: .* after iteration (\d+); the checkpoint is (.*\.pth); .*", last)
+    assert torch.load(tmp_path / said[2], weights_only=True)["iteration"] == int(said[1])
+    _end(start("cut", *options, "--resume", *TINY, "OUTPUT_DIR", "cut"))
+    _end(start("whole", *options, *TINY, "OUTPUT_DIR", "whole"))
+    _same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_run_at_once(start):
+    process = start("out", *TINY, "SOLVER.MAX_ITER", "1000", "OUTPUT_DIR", "out")
+    _wait(process, _says(process, "Starting training from iteration"))
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_the_death_of_a_process_ends_the_others_without_a_checkpoint(start):
+    process = start(
+        *("out", "--num-gpus", "2", *TINY, "SOLVER.MAX_ITER", "1000"),
+        *("SOLVER.CHECKPOINT_PERIOD", "1000", "OUTPUT_DIR", "out"),
+    )
+    _wait(process, _says(process, "Starting training from iteration"))
+    time.sleep(3)
+    ranks = _ranks(process)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    assert process.wait(timeout=30) == 1
+    assert "error: process 1 terminated with signal SIGKILL" in process.printed()
+    assert not list(process.output.glob("*.pth"))
