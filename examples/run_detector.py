@@ -22,8 +22,8 @@ def load(path: str) -> tuple[torch.jit.ScriptModule, dict]:
     return detector, json.loads(files["info.json"])
 
 
-def prepare(image: Image.Image, info: dict) -> tuple[torch.Tensor, float]:
-    """The image scaled and padded as the detector wants it, (3, H, W), and the scale."""
+def prepare(image: Image.Image, info: dict) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The image scaled and padded, (3, H, W), its height and width without padding, the scale."""
     short, long = sorted(image.size)
     scale = min(info["shortest_side"] / short, info["longest_side"] / long)
     size = (round(image.width * scale), round(image.height * scale))
@@ -31,19 +31,18 @@ def prepare(image: Image.Image, info: dict) -> tuple[torch.Tensor, float]:
     if info["channels"] == "BGR":
         pixels = pixels[..., ::-1]
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    height, width = tensor.shape[-2:]
     step = info["multiple_of"]
-    height, width = (-(-side // step) * step for side in tensor.shape[-2:])
-    padded = torch.tensor(info["pixel_mean"])[:, None, None].repeat(1, height, width)
-    padded[:, : tensor.shape[1], : tensor.shape[2]] = tensor
-    return padded, scale
+    padded = torch.nn.functional.pad(tensor, (0, -width % step, 0, -height % step))
+    return padded, torch.tensor([height, width]), scale
 
 
 def main(model_file: str, image_file: str, output: str, threshold: float = 0.5) -> None:
     detector, info = load(model_file)
     image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
-    inputs, scale = prepare(image, info)
+    padded, inner, scale = prepare(image, info)
     with torch.no_grad():
-        found = detector(inputs)
+        found = detector(padded, inner)
     keep = found["scores"] > threshold
     found = {name: values[keep] for name, values in found.items()}
     size = (image.height, image.width)

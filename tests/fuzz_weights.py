@@ -6,6 +6,7 @@ file in FOLDER as `culprit`.
 """
 
 import faulthandler
+import logging
 import os
 import random
 import resource
@@ -55,6 +56,7 @@ def main(seed: int, count: int, folder: Path) -> None:
     global _reading
     faulthandler.enable()
     warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     sys.addaudithook(_watch)

@@ -50,10 +50,10 @@ def check_evaluator(dataset_name: str) -> None:
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package {package}; "
             "install it, or take the dataset out"
         )
-    if package == "cityscapesscripts" and not hasattr(np, "in1d"):
+    if package == "cityscapesscripts" and not _numpy_is_below("2.3.0"):
         raise InputError(
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
-            "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.4'"
+            "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.3'"
         )
     if kind == "lvis" and not is_installed() and not _lvis_works():
         raise InputError(
@@ -109,5 +109,8 @@ _MAKERS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] 
 
 
 def _lvis_works() -> bool:
-    there = importlib.util.find_spec("lvis") is not None
-    return there and np.lib.NumpyVersion(np.__version__) < "2.0.0"
+    return importlib.util.find_spec("lvis") is not None and _numpy_is_below("2.0.0")
+
+
+def _numpy_is_below(version: str) -> bool:
+    return np.lib.NumpyVersion(np.__version__) < version

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.demo import draw_scene
 from ..data.image_file import read_rgb
 from ..errors import RunError
-from .detector import find_instances, to_instances
+from .detector import find_instances, pad, to_instances
 
 # Largest differences that float32 explains: of a score or a mask's probability; of a box, in
 # pixels; of a feature map, relative to its largest value.
@@ -47,14 +47,18 @@ def check_images(
 
 def compare_detections(
     detector: nn.Module,
-    exported: Callable[[Tensor], Mapping[str, Tensor]],
+    exported: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     images: Sequence[Tensor],
     threshold: float,
+    step: int,
 ) -> str:
     """Compares boxes, scores and masks, and says how far apart they are.
 
     Args:
+        detector: of :func:`~rope_vit_det.export.padding.with_padding`.
+        exported: see :func:`~rope_vit_det.export.detector.trace_detector`.
         threshold: of the scores; detections as near to it as scores may differ are left out.
+        step: of which height and width of the exported detector's images are multiples.
 
     Raises:
         RunError: they are too far apart.
@@ -63,7 +67,8 @@ def compare_detections(
     number = 0
     for image in images:
         with torch.no_grad():
-            expected, found = find_instances(detector, image), exported(image)
+            inputs = pad(image, step)
+            expected, found = find_instances(detector, *inputs), exported(*inputs)
         pairs = [(expected, to_instances(found, (image.shape[-2], image.shape[-1])))]
         pairs.append(pairs[0][::-1])
         for one, other in pairs:  # both ways: nothing may be missing, and nothing new

@@ -2,8 +2,10 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from detectron2.export import TracingAdapter
 from detectron2.export.flatten import InstancesSchema
 from detectron2.modeling import GeneralizedRCNN
@@ -13,11 +15,20 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 
-def find_instances(detector: nn.Module, image: Tensor) -> Instances:
+def pad(image: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """An image (3, H, W), padded at the bottom and the right to multiples, and its own (H, W)."""
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (0, -width % step, 0, -height % step))
+    return padded, torch.tensor([height, width])
+
+
+def find_instances(detector: nn.Module, image: Tensor, size: Tensor) -> Instances:
     """What the exported detector finds, by the detector itself.
 
     Args:
         image: (3, H, W), 0 to 255, in the channel order of INPUT.FORMAT.
+        size: (2,), the height and width of what counts in it; the rest is cut off, and padded anew
+            by Detectron2.
 
     Returns:
         Detections in pixels of that image; masks as probabilities in their boxes, (N, 1, 28, 28).
@@ -25,7 +36,7 @@ def find_instances(detector: nn.Module, image: Tensor) -> Instances:
     Raises:
         InputError: it finds no instances.
     """
-    inputs = [{"image": image}]
+    inputs = [{"image": image[:, : size[0], : size[1]]}]
     if isinstance(detector, GeneralizedRCNN):
         return detector.inference(inputs, do_postprocess=False)[0]
     output = detector(inputs)[0]
@@ -41,20 +52,22 @@ def trace_detector(detector: nn.Module, image: Tensor, step: int) -> torch.jit.S
     """A detector as TorchScript, for images of many sizes.
 
     Args:
-        detector: in evaluation mode.
-        image: (3, H, W) to trace with.
+        detector: in evaluation mode, of
+            :func:`~rope_vit_det.export.padding.with_padding`.
+        image: (3, H, W) to trace with, of any size.
         step: of which height and width must be multiples; others are refused.
 
     Returns:
-        A module from an image (3, H, W), uint8 or float32, to a dict of tensors: pred_boxes (N, 4)
-        in pixels, x and y of two corners; scores (N,); pred_classes (N,); and, where the detector
-        has them, pred_masks (N, 1, 28, 28), probabilities in the box.
+        A module from what :func:`pad` gives (without a size, all of the image counts) to a dict of
+        tensors: pred_boxes (N, 4) in pixels, x and y of two corners; scores (N,); pred_classes
+        (N,); and, where the detector has them, pred_masks (N, 1, 28, 28), probabilities in the box.
     """
-    adapter = TracingAdapter(detector, image, inference_func=find_instances)
+    inputs = pad(image, step)
+    adapter = TracingAdapter(detector, inputs, inference_func=find_instances)
     with torch.no_grad(), warnings.catch_warnings():
         # What is taken for a constant is compared with other images and sizes afterwards.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(_AsDict(adapter), (image,), check_trace=False, strict=False)
+        traced = torch.jit.trace(_AsDict(adapter), inputs, check_trace=False, strict=False)
         return torch.jit.script(_SizeCheck(traced, step))
 
 
@@ -73,8 +86,8 @@ class _AsDict(nn.Module):
         super().__init__()
         self.adapter = adapter
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        values = self.adapter(image)
+    def forward(self, image: Tensor, size: Tensor) -> dict[str, Tensor]:
+        values = self.adapter(image, size)
         schema = self.adapter.outputs_schema
         assert isinstance(schema, InstancesSchema)
         return dict(zip(schema.keys, values[:-1], strict=True))  # the last one is the size
@@ -88,7 +101,8 @@ class _SizeCheck(nn.Module):
         self.traced = traced
         self.step = step
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    # Optional: TorchScript of torch 2.6 reads no "| None".
+    def forward(self, image: Tensor, size: Optional[Tensor] = None) -> dict[str, Tensor]:  # noqa: UP045
         if (
             image.dim() != 3
             or image.size(0) != 3
@@ -100,4 +114,6 @@ class _SizeCheck(nn.Module):
                 f"the image has the shape {image.shape}; wanted: (3, H, W), with H and W multiples "
                 f"of {self.step}: pad it at the bottom and the right"
             )
-        return self.traced(image)
+        if size is None:
+            size = torch.tensor([image.size(1), image.size(2)])
+        return self.traced(image, size)

@@ -21,7 +21,8 @@ from ..prediction.detector import load_detector, read_detector_config
 from ..weights.files import check_new_file, new_file
 from .checks import check_images, compare_detections, compare_features
 from .detector import trace_detector
-from .evaluation import ExportedBackbone, ExportedDetector, Run, compare_ap, with_backbone
+from .evaluation import ExportedDetector, Run, compare_ap, run_in_detector
+from .padding import with_padding
 from .pyramid import Pyramid, export_onnx, export_pyramid, save_onnx
 from .sizes import other_size, size_multiple, traced_size
 
@@ -91,18 +92,21 @@ def run(
 
     with new_file(output, force=force) as temporary:
         if suffix == ".ts":
-            script = trace_detector(detector, traced, step)
+            padded = with_padding(detector, step)
+            # Of odd sizes, so that cutting and padding is in the graph.
+            traced, *others = (image[:, :-5, :-11] for image in (traced, *others))
+            script = trace_detector(padded, traced, step)
             script.save(str(temporary), _extra_files={INFO_FILE: json.dumps(info)})
             ran = torch.jit.load(str(temporary))
-            told = compare_detections(detector, ran, others, threshold)
-            exported = ExportedDetector(ran, step, detector.pixel_mean)
+            told = compare_detections(padded, ran, others, threshold, step)
+            exported = ExportedDetector(ran, step)
         else:
             save = _save_onnx if suffix == ".onnx" else _save_pt2
             ran = save(temporary, detector, traced, step, info)
             # Another number of images at a time, too.
             batches = [image[None] for image in others] + [torch.stack([traced, others[0]])]
             told = compare_features(Pyramid(detector).eval(), ran, batches)
-            exported = with_backbone(detector, ExportedBackbone(ran, step, detector))
+            exported = with_padding(detector, step, partial(run_in_detector, ran, detector))
         print(told, flush=True)
         if evaluate:
             print(compare_ap(cfg, detector, exported, max_ap_loss), flush=True)

@@ -77,12 +77,14 @@ def _run_facts(
         made.insert(0, f"Python {record['python']}")
     solver, net = cfg.SOLVER, cfg.MODEL.ROPE_VIT
     window = f"windows of {net.WINDOW_SIZE}" if net.WINDOW_SIZE else "global attention"
+    # The last evaluation is logged one iteration behind the training.
+    done = min(_last(rows, "iteration", -1) + 1, solver.MAX_ITER)
     found = [
         ("Detector", f"{cfg.MODEL.META_ARCHITECTURE} on {net.NAME}, {window}"),
         ("Began with", cfg.MODEL.WEIGHTS or "random weights"),
         ("Trained on", ", ".join(cfg.DATASETS.TRAIN)),
         ("Evaluated on", ", ".join(cfg.DATASETS.TEST) or "nothing"),
-        ("Iterations", f"{_last(rows, 'iteration', -1) + 1:.0f} of {solver.MAX_ITER}"),
+        ("Iterations", f"{done:.0f} of {solver.MAX_ITER}"),
         ("Batch, learning rate", f"{solver.IMS_PER_BATCH} images, {solver.BASE_LR:g}"),
         ("Device", cfg.MODEL.DEVICE),
         ("Started", record.get("time", "")),

@@ -216,7 +216,8 @@ def read_fields(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, A
     key = first_not_finite(state)
     if key:
         raise InputError(f"{path}: tensor {key} has NaN or infinite values; get the file again")
-    return dict(state), fields
+    # Without the hooks that a pickled tensor may bring.
+    return {key: tensor.detach() for key, tensor in state.items()}, fields
 
 
 def info_from_fields(

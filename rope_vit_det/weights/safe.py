@@ -4,14 +4,13 @@ A pickle is a program. Torch files are read as `weights_only`, Detectron2's `.pk
 that knows arrays and builtins; whatever else a file asks for, it is refused by name.
 """
 
-import codecs
 import collections
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
+from .safe_numpy import NUMPY_GLOBALS, RefusedError
 
 _CODE = re.compile(
     r"GLOBAL (?P<name>[\w.]+)|(?:class|function|reduce) <?(?:\w+ )?'?(?P<other>[\w.]+)"
@@ -40,7 +40,7 @@ def load_torch_file(path: str | os.PathLike, *, mmap: bool = False) -> Any:
     mmap = mmap and zipfile.is_zipfile(path)
     try:
         # torch's warnings are about files that are then refused, in one line of ours.
-        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_TORCH_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -66,7 +66,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
     try:
         with open(path, "rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
-    except _RefusedError as error:
+    except RefusedError as error:
         raise _refusal(path, str(error)) from None
     except Exception:
         raise _damaged(path) from None
@@ -108,10 +108,6 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-class _RefusedError(Exception):
-    """Says which global a pickle asked for."""
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "__builtin__":  # of Python 2
@@ -119,44 +115,17 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _RefusedError(f"{module}.{name}") from None
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 2's bytes come back from a pickle, and nothing else of `codecs.encode`."""
-    if encoding not in ("latin1", "latin-1"):
-        raise _RefusedError(f"_codecs.encode({encoding!r})")
-    return codecs.latin_1_encode(text)[0]
-
-
-def _numpy_functions() -> list[tuple[str, Callable]]:
-    """The functions that pickled arrays and scalars call, by module, of any numpy version."""
-    core = getattr(np, "_core", None) or np.core
-    functions = {"multiarray": ("_reconstruct", "scalar"), "numeric": ("_frombuffer",)}
-    return [
-        (f"numpy.{package}.{module}", getattr(getattr(core, module), name))
-        for package in ("core", "_core")
-        for module, names in functions.items()
-        for name in names
-    ]
+            raise RefusedError(f"{module}.{name}") from None
 
 
 _BUILTINS = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): _encode_latin1,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
     **{("builtins", kind.__name__): kind for kind in _BUILTINS},
-    **{(module, function.__name__): function for module, function in _numpy_functions()},
+    **NUMPY_GLOBALS,
 }
-
-
-def _numpy_globals() -> list[Any]:
-    """What the arrays and scalars that Detectron2's hooks may save consist of."""
-    functions = [(function, f"{m}.{function.__name__}") for m, function in _numpy_functions()]
-    kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
-    return [*functions, np.ndarray, np.dtype, *kinds, (_encode_latin1, "_codecs.encode")]
+# What the arrays and scalars that Detectron2's hooks may save consist of, for torch.
+_TORCH_GLOBALS = [(thing, f"{module}.{name}") for (module, name), thing in NUMPY_GLOBALS.items()]
 
 
 def _existing(path: str | os.PathLike) -> str:

@@ -192,3 +192,21 @@ def test_a_failed_load_does_not_spoil_the_next(tmp_path):
 def test_read_weights_file_says_no_such_file(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.pt: no such file"):
         read_weights_file(tmp_path / "nowhere.pt")
+
+
+def test_a_file_cannot_tell_numpy_that_numbers_are_pointers(tmp_path):
+    numbers = np.arange(8.0)
+    content = pickle.dumps({"model": {"weight": numbers}, "__author__": "us"}, 2)
+    flags = b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK%ct"  # end of a pickled dtype: size, alignment
+    assert flags % 0 in content
+    for flag in (1, 2, 4, 63):
+        (tmp_path / "x.pkl").write_bytes(content.replace(flags % 0, flags % flag))
+        array = load_pickle(tmp_path / "x.pkl")["model"]["weight"]
+        assert array.dtype == numbers.dtype and not array.dtype.hasobject
+        assert np.array_equal(array, numbers)
+
+
+def test_arrays_that_were_read_are_saved_as_numpys(tmp_path):
+    torch.save({"best": np.ones(2)}, tmp_path / "x.pth")
+    read = load_torch_file(tmp_path / "x.pth")
+    assert type(pickle.loads(pickle.dumps(read))["best"]) is np.ndarray
