@@ -130,7 +130,7 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
-                # Detectron2's default is one port for all runs of a user: on one machine any will do.
+                # Detectron2's default is one port for all runs of a user.
                 dist_url=args.dist_url if args.num_machines > 1 else "auto",
                 args=(main, args, *more),
             )
