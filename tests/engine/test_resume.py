@@ -1,15 +1,20 @@
 """A run that was cut off and resumed is the run that was not: the same weights, to the bit."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import DEMO_CONFIG
-from detectron2.config import get_cfg
+from detectron2.config import LazyConfig, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase, hooks
 from helpers import differences, metrics_without_times
+from stand_in import cut_down_lazy
 
 from rope_vit_det import add_rope_vit_config
+from rope_vit_det.engine.lazy import build_trainer
 from rope_vit_det.engine.trainer import Trainer
 
 
@@ -97,3 +102,33 @@ def test_a_run_cut_off_twice(cfg, tmp_path, change):
     for name in ("model_0000003.pth", "model_final.pth"):
         one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, cut))
         assert differences(one, other) == []
+
+
+@pytest.mark.slow
+def test_a_lazy_run_cut_off(stand_in, tmp_path):
+    configs = Path(__file__).parents[2] / "configs" / "COCO-InstanceSegmentation"
+
+    def run(folder, *, resume=False, killed_at=None):
+        name = "mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"
+        cfg = cut_down_lazy(LazyConfig.load(str(configs / name)))
+        cfg.train.output_dir, cfg.train.seed = str(folder), 3
+        cfg.train.max_iter, cfg.train.eval_period, cfg.train.log_period = 5, 0, 1
+        cfg.train.checkpointer.period = 2
+        cfg.train.amp.enabled = False
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        trainer = build_trainer(cfg, resume=resume)
+        trainer._hooks = [h for h in trainer._hooks if not isinstance(h, hooks.EvalHook)]
+        trainer.register_hooks([_Killer(killed_at)])
+        with contextlib.suppress(_KilledError):
+            trainer.train(trainer.start_iter, cfg.train.max_iter)
+        return trainer.start_iter
+
+    run(tmp_path / "whole")
+    assert run(tmp_path / "cut", killed_at=2) == 0
+    assert run(tmp_path / "cut", resume=True) == 2
+    folders = (tmp_path / "whole", tmp_path / "cut")
+    assert len(metrics_without_times(folders[0])) == 5
+    assert differences(*map(metrics_without_times, folders)) == []
+    saved = [torch.load(folder / "model_final.pth", weights_only=True) for folder in folders]
+    assert differences(*saved) == []
