@@ -49,7 +49,7 @@ def test_all_other_options_are_detectron2s():
         vars(default_argument_parser().parse_args([])),
     )
     assert ours.pop("config_file") == [] and theirs.pop("config_file") == ""
-    assert ours.pop("overwrite") is False
+    assert (ours.pop("overwrite"), ours.pop("replay")) == (False, "")
     assert ours == theirs
 
 
