@@ -82,7 +82,7 @@ def cut_down(cfg: CfgNode, variant: str = "rope_vit_reg4_demo16") -> CfgNode:
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (96, 128), 192
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 192
     cfg.INPUT.LSJ.IMAGE_SIZE = 128
-    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.IMS_PER_BATCH = max(2, cfg.SOLVER.ACCUMULATE)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     return cfg
 

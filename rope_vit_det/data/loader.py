@@ -26,6 +26,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import InputError
 from ..seeding import Purpose, seed_all
 from .large_scale_jitter import build_train_mapper
 from .readable import ReadableMapper, readable_records
@@ -123,7 +124,16 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
 
     Args:
         cfg: a full config, SEED set.
+
+    Raises:
+        InputError: a micro-batch would have no image, or a fraction of one.
     """
+    images, batches = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size() * cfg.SOLVER.ACCUMULATE
+    if images < 1 or images % batches:  # of batches without images, Detectron2 never gets one
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {images}; it must be a multiple of the {batches} "
+            "micro-batches of a step (processes x SOLVER.ACCUMULATE)"
+        )
     parts = _train_parts(cfg)
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(parts["dataset"], cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
