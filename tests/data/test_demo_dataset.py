@@ -57,6 +57,7 @@ def test_no_two_objects_share_a_pixel(root):
         assert (total > 1).mean() < 0.002  # roundings of polygons
 
 
+@pytest.mark.slow
 def test_images_are_as_the_json_says_and_the_same_again(root, tmp_path):
     again = tmp_path / "again"
     demo.generate_demo_dataset(again)

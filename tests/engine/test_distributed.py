@@ -142,7 +142,10 @@ DYING = """
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [("ZeroDivisionError('rank 1 is dead')", 1), ("InputError('rank 1 has no file')", 2)],
+    [
+        ("ZeroDivisionError('rank 1 is dead')", 1),
+        pytest.param("InputError('rank 1 has no file')", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_dying_process_ends_the_run(run, tmp_path, error, status):
     script = tmp_path / "dying.py"

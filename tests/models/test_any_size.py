@@ -188,7 +188,8 @@ class _Neck(nn.Module):
         return self.net.detection_features(x)["neck"]
 
 
-@pytest.mark.parametrize("compile", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.slow
 def test_two_processes_with_images_of_different_sizes(tmp_path, compile):
     net = _Neck(small_model(window_size=4, features_only=True))
     sizes = [[(64, 112), (96, 96)], [(160, 48), (16, 64)]]  # by process

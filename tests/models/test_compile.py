@@ -71,6 +71,7 @@ def test_without_windows_all_sizes_share_one_graph_under_autocast_too(quick_comp
     assert graphs() == 1
 
 
+@pytest.mark.slow
 def test_with_windows_sizes_with_the_same_kinds_of_windows_share_a_graph(quick_compiler):
     model, eager = pair(window_size=4, global_blocks=[3])
     for size in [(10, 14), (14, 10), (11, 50)]:  # edge windows right and below
@@ -128,6 +129,7 @@ def test_gradients_are_the_eager_ones(quick_compiler, window, checkpointing):
     assert graphs() == 1
 
 
+@pytest.mark.slow
 def test_generated_code_gives_the_eager_result():
     """Inductor, forward and backward, with what draws random numbers in training."""
     model, eager = pair(window_size=4, drop_path_rate=0.3, rescale_coords=2.0)

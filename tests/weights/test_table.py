@@ -16,6 +16,7 @@ DOC = Path(__file__).parents[2] / "docs" / "networks.md"
 ROW = re.compile(r"^\| `(\S+)` +\| +(\d+) \| +([\d.]+) \| +(\d+) \| +(\d+) \|", re.M)
 
 
+@pytest.mark.slow
 def test_the_table_is_current():
     table = networks_table()
     assert table in DOC.read_text("utf-8"), "run tools/networks_table.py"
