@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
 from .data.demo import demo_dataset_root, generate_demo_dataset
+from .device import bf16_is_faster_on_cpu
 from .engine.main import train
 from .engine.output import describe_output, move_aside
 from .engine.setup import check_config, check_settings, load_config, setup
@@ -36,6 +37,9 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     options = {"num_gpus": 1, "eval_only": False, "resume": False}
     args = Namespace(config_file=config_file, opts=list(opts), **options)
     cfg = load_config(args)
+    if cfg.MODEL.DEVICE == "cpu" and "SOLVER.AMP.ENABLED" not in opts:
+        args.opts += ["SOLVER.AMP.ENABLED", str(bf16_is_faster_on_cpu())]
+        cfg = load_config(args)
     check_settings(cfg)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")

@@ -114,7 +114,7 @@ def test_the_report_holds_everything_and_fetches_nothing(run_folder, known_resul
     words = " ".join(page.text)
     for wanted in (
         "my <run>",
-        "5 of 1300",
+        "5 of 900",
         "rope_vit_reg4_demo16",
         "torch 9.9",
         "abc",
