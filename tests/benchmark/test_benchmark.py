@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 
@@ -13,6 +15,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_table_and_json_agree(tmp_path):
     out = tmp_path / "benchmark.json"
     options = ("--variant", "rope_vit_reg1_t14", "--grids", "4x6", "--window-size", 3)

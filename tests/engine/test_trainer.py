@@ -39,6 +39,7 @@ def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg):
     assert set(trainer.storage.latest()) >= {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
 
 
+@pytest.mark.slow
 def test_training_learns(cfg):
     cfg.SOLVER.MAX_ITER = 60
     cfg.SOLVER.WARMUP_ITERS = 10

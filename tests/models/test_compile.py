@@ -95,6 +95,7 @@ def test_with_windows_the_graphs_are_bounded(quick_compiler):
     assert graphs() == few
 
 
+@pytest.mark.slow
 def test_pt_grid_size_and_tiles_may_change_without_another_graph(quick_compiler):
     model, eager = pair(window_size=4)
     assert_same(model, eager, 2, 10, 14)
@@ -122,7 +123,10 @@ def assert_same_gradients(model, eager, *, tolerance=1e-4):
             assert relative_difference(parameter.grad, grads[key]) < tolerance, key
 
 
-@pytest.mark.parametrize(("window", "checkpointing"), [(0, False), (4, True)])
+@pytest.mark.parametrize(
+    ("window", "checkpointing"),
+    [pytest.param(0, False, marks=pytest.mark.slow), (4, True)],
+)
 def test_gradients_are_the_eager_ones(quick_compiler, window, checkpointing):
     model, eager = pair(window_size=window, activation_checkpoint=checkpointing)
     assert_same_gradients(model, eager)

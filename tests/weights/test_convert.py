@@ -291,6 +291,7 @@ for output in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_end_with_whole_files(birder_file, tmp_path):
     path, net = birder_file()
     outputs = [tmp_path / f"{NETWORK}_out{suffix}" for suffix in (".pt", ".safetensors", ".pth")]
