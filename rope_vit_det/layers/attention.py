@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from . import cpu_kernels
 from .cpu_kernels import Linear
+from .graphs import is_building_graph
 from .rope import Rotation, apply_rotary
 from .windows import WindowGroup
 
-# On the CPU, up to about this many keys plain bf16 products over all heads at once are the fastest:
-# 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
+# Where our CPU kernels serve, plain bf16 products over all heads at once are the fastest up to some
+# number of keys: 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
 _PLAIN_MOST_KEYS = 1024
 
 
@@ -61,15 +62,28 @@ class RotaryAttention(nn.Module):
         Returns:
             Tensor: (B, S + N, C).
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
-        q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
-        # A copy, so that the backward pass does not keep all of qkv for the sake of this third.
-        v = qkv[:, :, 2].contiguous()
+        parts = cpu_kernels.num_parts(x)
+        if parts == 1:
+            q, k, v = self._rotated(x, rope)
+        else:
+            pairs = zip(x.chunk(parts, dim=1), rope.chunk(parts, dim=1), strict=True)
+            found = [self._rotated(*pair) for pair in pairs]
+            q, k, v = (torch.cat(tensors, dim=1) for tensors in zip(*found, strict=True))
         if windows is None:
             x = attend(q, k, v)
         else:
             x = attend_windows(q, k, v, self.num_special_tokens, windows)
         return self.proj(self.norm(x.flatten(2)))
+
+    def _rotated(self, x: Tensor, rope: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of (B, S + N, C), each (B, S + N, H, D)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
+        if torch.is_grad_enabled() or is_building_graph():
+            q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
+            # A copy, so that the backward pass does not keep all of qkv for the sake of this third.
+            return q, k, qkv[:, :, 2].contiguous()
+        apply_rotary(qkv[:, :, :2], rope, self.rotation, in_place=True)
+        return qkv.unbind(2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_kernels import Linear
+from .cpu_kernels import Linear, by_parts
 
 
 class FeedForward(nn.Sequential):
@@ -16,6 +16,9 @@ class FeedForward(nn.Sequential):
         self.add_module("0", Linear(dim, hidden_dim))
         self.add_module("1", nn.GELU())
         self.add_module("3", Linear(hidden_dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_parts(super().forward, x)
 
 
 class SwiGLU(nn.Module):
@@ -36,6 +39,9 @@ class SwiGLU(nn.Module):
         nn.init.ones_(self.fc1_g.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        return by_parts(self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.norm(F.silu(self.fc1_g(x)) * self.fc1_x(x)))
 
 

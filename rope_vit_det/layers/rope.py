@@ -180,13 +180,14 @@ def random_scale(most: float, device: torch.device) -> Tensor:
     return torch.empty(1, device=device).uniform_(-limit, limit).exp()
 
 
-def apply_rotary(x: Tensor, table: Tensor, rotation: Rotation) -> Tensor:
+def apply_rotary(x: Tensor, table: Tensor, rotation: Rotation, *, in_place: bool = False) -> Tensor:
     """Turns query or key vectors by the positions of their tokens.
 
     Args:
         x: (B, N, ..., head_dim).
         table: (2, N, head_dim) from :class:`RotaryEmbedding2D`.
         rotation: as the table was built for.
+        in_place: writes the result into ``x``.
 
     Returns:
         Tensor: the shape and dtype of ``x``.
@@ -197,4 +198,5 @@ def apply_rotary(x: Tensor, table: Tensor, rotation: Rotation) -> Tensor:
         partner = x.roll((x.shape[-1] // 2,), dims=(-1,))
     else:
         partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos, partner, sin)
+    turned = x.mul_(cos) if in_place else x * cos
+    return turned.addcmul_(partner, sin)

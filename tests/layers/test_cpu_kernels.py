@@ -6,9 +6,18 @@ import torch.nn.functional as F
 from helpers import relative_difference
 
 from rope_vit_det.layers import cpu_kernels
-from rope_vit_det.layers.attention import attend
+from rope_vit_det.layers.attention import RotaryAttention, attend
+from rope_vit_det.layers.mlp import FeedForward, SwiGLU
 
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (None, 2e-2)}
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["our kernels", "PyTorch's"])
+def kernels(request, monkeypatch):
+    """Both, whichever this machine's CPU would get."""
+    if request.param and not cpu_kernels._supported():
+        pytest.skip("a CPU without AVX-512")
+    monkeypatch.setattr(cpu_kernels, "_ENABLED", request.param)
 
 
 def naive(q, k, v):
@@ -54,3 +63,29 @@ def test_linear_layer_equals_torchs(rows, bias):
         assert relative_difference(a, b) < 1e-5
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+
+
+LAYERS = {
+    "feed-forward": lambda: FeedForward(32, 80),
+    "SwiGLU": lambda: SwiGLU(32, 80),
+    "attention": lambda: RotaryAttention(32, 4, num_special_tokens=1),
+    "attention, interleaved": lambda: RotaryAttention(
+        32, 4, num_special_tokens=1, rotation="interleaved"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", [(1, 2500), (3, 1024), (1, 1201), (1300, 2)])
+def test_parts_of_the_tokens_give_what_all_give_at_once(name, shape):
+    layer, x = LAYERS[name](), torch.randn(*shape, 32)
+    others = [torch.randn(2, shape[1], 8)] if isinstance(layer, RotaryAttention) else []
+    expected = layer(x, *others)  # for a backward pass, and so at once
+    parts = []
+    first = next(layer.children())
+    first.register_forward_hook(lambda module, inputs, out: parts.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        found = layer(x, *others)
+    assert len(parts) > 1 and sum(parts) == shape[1]
+    assert max(parts) - min(parts) < len(parts)
+    assert relative_difference(found, expected) < 1e-6
