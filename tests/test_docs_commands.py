@@ -92,7 +92,7 @@ def test_commands_for_gpus_parse_and_their_configs_build(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = command.text.replace("$B", "configs/backbones/rope_vit_reg4_b14.yaml")
     if text.startswith("srun "):
-        text = re.search('bash -c "(.*)"', text)[1]
+        text = re.search('bash -c "(.*)"', text)[1].replace(" C ", " configs/demo.yaml ")
         for variable, value in (("$SLURM_NNODES", "2"), (r"\$SLURM_NODEID", "1"), ("$HOST", "a")):
             text = text.replace(variable, value)
     _, tool, *arguments = shlex.split(text)

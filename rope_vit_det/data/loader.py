@@ -30,7 +30,7 @@ from ..errors import InputError
 from ..seeding import Purpose, seed_all
 from .large_scale_jitter import build_train_mapper
 from .readable import ReadableMapper, readable_records
-from .workers import ignore_signals
+from .workers import ShieldedLoader
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class SeededDataset(Dataset):
         raise RuntimeError(f"the mapper gave no sample {_TRIES} times in a row")
 
 
-def build_train_loader(cfg: CfgNode) -> DataLoader:
+def build_train_loader(cfg: CfgNode) -> ShieldedLoader:
     """The loader of DATASETS.TRAIN.
 
     A micro-batch has `SOLVER.IMS_PER_BATCH / (world size x SOLVER.ACCUMULATE)` images.
@@ -153,7 +153,7 @@ def build_seeded_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list[dict]], Any] = trivial_batch_collator,
     **kwargs: Any,
-) -> DataLoader:
+) -> ShieldedLoader:
     """Detectron2's `build_detection_train_loader` with this module's stream and random state.
 
     Args:
@@ -174,17 +174,17 @@ def build_seeded_loader(
         num_slots=num_slots,
         wide=wide if aspect_ratio_grouping else None,
     )
-    return DataLoader(
+    loader = DataLoader(
         SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed),
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate_fn,
-        worker_init_fn=ignore_signals,
         **kwargs,
     )
+    return ShieldedLoader(loader)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
     """Detectron2's loader of a dataset to evaluate on."""
     parts = build_detection_test_loader.from_config(cfg, dataset_name)
     records = parts["dataset"]
@@ -193,8 +193,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     loader = build_detection_test_loader(
         records, mapper=ReadableMapper(parts["mapper"]), num_workers=parts["num_workers"]
     )
-    loader.worker_init_fn = ignore_signals
-    return loader
+    return ShieldedLoader(loader)
 
 
 def _train_parts(cfg: CfgNode, dataset: list[dict] | None = None) -> dict[str, Any]:

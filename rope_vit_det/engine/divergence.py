@@ -32,7 +32,7 @@ _STRUCTURES = [Instances, Boxes, RotatedBoxes, BitMasks, PolygonMasks, Keypoints
 class _Report:
     """What other processes are told about a micro-batch."""
 
-    losses: dict[str, float]
+    losses: str
     image_ids: list[Any]
     file: str
 
@@ -61,16 +61,15 @@ def end_diverged(
         }
         with new_file(file, force=True) as temporary:
             torch.save(dump, temporary)
-        losses = {name: loss.item() for name, loss in micro.losses.items()}
+        losses = ", ".join(f"{name} {loss.item():.4g}" for name, loss in micro.losses.items())
+        losses = losses or f'none ("{micro.failure}")'
         ids = [record.get("image_id", record.get("file_name")) for record in micro.data]
         reports.append(_Report(losses, ids, str(file)))
     reports = [report for part in comm.all_gather(reports) for report in part]
     good = last_good_checkpoint(output) if comm.is_main_process() else None
     good = comm.all_gather(good)[0] or "none"
     found = "; ".join(
-        f"{', '.join(f'{name} {value:.4g}' for name, value in report.losses.items())} for images "
-        f"{', '.join(map(str, report.image_ids))}"
-        for report in reports
+        f"{report.losses} for images {', '.join(map(str, report.image_ids))}" for report in reports
     )
     return DivergedError(
         f"the loss is not finite at iteration {step.iter}: {found}; the last good checkpoint is "
@@ -113,8 +112,12 @@ def replay(model: nn.Module, path: str | os.PathLike, *, precision: torch.dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     step = TrainStep(model, [], optimizer, seed=dump["seed"], precision=precision)
     step.iter = dump["iteration"]
+    losses = {}
     with EventStorage(step.iter):
-        losses = step.forward(dump["batch"], dump["micro_batch"])
+        try:
+            losses = step.forward(dump["batch"], dump["micro_batch"])
+        except FloatingPointError as error:
+            print(f"no losses: {error}")
     print(f"first output that is not finite: of {first[0] if first else 'no module'}")
     for name, loss in losses.items():
         print(f"{name} {loss.item():.6g}")

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
 from ..data.loader import build_seeded_loader
-from ..data.workers import ignore_signals
+from ..data.workers import ShieldedLoader
 from ..errors import InputError
 from ..seeding import Purpose, seed_all
 from .checkpoint import DetectorCheckpointer
@@ -178,7 +178,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]
 def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
     loader = instantiate(cfg.dataloader.test)
     if isinstance(loader, DataLoader):
-        loader.worker_init_fn = ignore_signals
+        loader = ShieldedLoader(loader)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)

@@ -18,11 +18,16 @@ from .distributed import in_any_process
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch: its number in the step over all processes, its data, and its losses."""
+    """A micro-batch: its number in the step over all processes, its data, and its losses.
+
+    No losses where the model gave up, as Detectron2's RPN does over boxes that are not finite; the
+    reason is in `failure` then.
+    """
 
     number: int
     data: list[dict]
     losses: dict[str, Tensor]
+    failure: str = ""
 
 
 class NotFiniteError(Exception):
@@ -86,7 +91,7 @@ class TrainStep(SimpleTrainer):
             data_time += time.perf_counter() - start
             micro_batch = comm.get_rank() * self.accumulate + number
             with self._gradients_stay_here(number < self.accumulate - 1):
-                losses.append(self.forward(data, micro_batch))
+                losses.append(self._forward_in_all_processes(data, micro_batch))
                 loss = sum(losses[-1].values())
                 self.grad_scaler.scale(loss / self.accumulate).backward()
             if not torch.isfinite(loss):
@@ -99,6 +104,17 @@ class TrainStep(SimpleTrainer):
         # after that and after the average over processes.
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _forward_in_all_processes(self, data: list[dict], micro_batch: int) -> dict[str, Tensor]:
+        losses, failed = {}, []
+        try:
+            losses = self.forward(data, micro_batch)
+        except FloatingPointError as error:
+            failed = [MicroBatch(micro_batch, data, {}, str(error))]
+        # Before the backward pass, in which the other processes would wait for this one.
+        if in_any_process(bool(failed)):
+            raise NotFiniteError(failed)
+        return losses
 
     def forward(self, data: list[dict], micro_batch: int) -> dict[str, Tensor]:
         """The losses of a micro-batch, under its random state.

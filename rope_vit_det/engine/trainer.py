@@ -14,10 +14,10 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..data.classes import dataset_classes
 from ..data.loader import build_test_loader, build_train_loader
+from ..data.workers import ShieldedLoader
 from ..evaluation.evaluators import build_evaluator
 from .best import BestCheckpointer, StopTraining
 from .checkpoint import DetectorCheckpointer
@@ -121,11 +121,11 @@ class Trainer(ResumableTrainer, DefaultTrainer):
                 self._last_eval_results |= self._evaluate_with_tta()
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> ShieldedLoader:
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
         return build_test_loader(cfg, dataset_name)
 
     @classmethod

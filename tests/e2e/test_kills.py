@@ -192,3 +192,17 @@ def test_the_death_of_a_process_ends_the_others_without_a_checkpoint(start):
     assert process.wait(timeout=30) == 1
     assert "error: process 1 terminated with signal SIGKILL" in process.printed()
     assert not list(process.output.glob("*.pth"))
+    end = time.monotonic() + 30
+    while left := _processes_in(process.output.parent):  # loader workers
+        assert time.monotonic() < end, left
+        time.sleep(0.5)
+
+
+def _processes_in(folder):
+    """The process ids of all that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # over already
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+    return found

@@ -69,3 +69,29 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_can_be_replayed(cfg, tmp_pat
         assert float(again[name]) == pytest.approx(float(value), rel=1e-3, nan_ok=True)
     with pytest.raises(InputError, match="no batch of a diverged run"):
         replay(model, tmp_path / "model_0000001.pth", precision=torch.float32)
+
+
+class _ProposalBreaker(HookBase):
+    """Makes the RPN's boxes infinite before iteration 3, over which Detectron2 raises."""
+
+    def before_step(self):
+        if self.trainer.iter == 3:
+            with torch.no_grad():
+                self.trainer.model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(torch.nan)
+
+
+def test_proposals_that_are_not_finite_end_it_as_well(cfg, tmp_path, capsys):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([_ProposalBreaker()])
+    with pytest.raises(DivergedError) as error:
+        trainer.train()
+    message = str(error.value)
+    assert "not finite at iteration 3: none (" in message and "Training has diverged" in message
+    assert f"the last good checkpoint is {tmp_path}/model_0000001.pth" in message
+    file = tmp_path / "diverged_0000003_0.pth"
+    assert message.endswith(f"--replay {file}")
+    replay(Trainer.build_model(cfg), file, precision=torch.float32)
+    printed = capsys.readouterr().out
+    assert "weights that are not finite: 1, the first is proposal_generator." in printed
+    assert "no losses: " in printed and "anchor_deltas" in printed.splitlines()[-1]
