@@ -57,10 +57,8 @@ INFERENCE = """
 
 TRAINING = """
     from detectron2.engine import HookBase
-    from rope_vit_det.data.demo import register_demo_dataset
     from rope_vit_det.engine.trainer import Trainer
 
-    register_demo_dataset()
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = tuple(range(64, 129, 4)), 192
     cfg.DATASETS.TEST = ()
     cfg.TEST.EVAL_PERIOD = 0
