@@ -49,7 +49,7 @@ RUN = {
     "python tools/benchmark.py": "--variant rope_vit_reg1_t14 --grids 4x4 --repeats 1",
     "python tools/benchmark_memory.py networks": "--variant rope_vit_reg1_t14 --grid 4x4",
     "python tools/benchmark_memory.py recipe": "MODEL.ROPE_VIT.NAME rope_vit_reg4_demo16 "
-    "MODEL.WEIGHTS '' --image-size 64x64 --switches none",
+    "MODEL.WEIGHTS '' --image-size 64x64 --switches float32",
     "python examples/": "",
     "python -c": "",
 }
