@@ -1,6 +1,7 @@
 """A loss that is not finite: what is said, what is written down, and the same losses once more."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,17 +45,22 @@ class _Breaker(HookBase):
                 self.trainer.model.roi_heads.box_predictor.cls_score.weight.mul_(1e38).mul_(1e38)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_can_be_replayed(cfg, tmp_path, capsys):
+def end_of_a_run(cfg, breaker):
+    """The message of a run that a hook breaks, and the file that it names."""
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.register_hooks([_Breaker()])
+    trainer.register_hooks([breaker])
     with pytest.raises(DivergedError) as error:
         trainer.train()
-    message = str(error.value)
-    assert "not finite at iteration 3: " in message and "loss_cls nan" in message
-    assert f"the last good checkpoint is {tmp_path}/model_0000001.pth" in message
-    file = tmp_path / "diverged_0000003_0.pth"
+    message, file = str(error.value), Path(cfg.OUTPUT_DIR, "diverged_0000003_0.pth")
+    assert f"the last good checkpoint is {cfg.OUTPUT_DIR}/model_0000001.pth" in message
     assert message.endswith(f"--replay {file}")
+    return message, file
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_can_be_replayed(cfg, tmp_path, capsys):
+    message, file = end_of_a_run(cfg, _Breaker())
+    assert "not finite at iteration 3: " in message and "loss_cls nan" in message
     told = dict(re.findall(r"(loss_\w+) ([\w.+-]+)", message))
     ids = {int(i) for i in re.search(r"for images ([\d, ]+)", message)[1].split(", ")}
     assert len(ids) == 2 and ids <= set(range(1, 9))
@@ -80,17 +86,9 @@ class _ProposalBreaker(HookBase):
                 self.trainer.model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(torch.nan)
 
 
-def test_proposals_that_are_not_finite_end_it_as_well(cfg, tmp_path, capsys):
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.register_hooks([_ProposalBreaker()])
-    with pytest.raises(DivergedError) as error:
-        trainer.train()
-    message = str(error.value)
+def test_proposals_that_are_not_finite_end_it_as_well(cfg, capsys):
+    message, file = end_of_a_run(cfg, _ProposalBreaker())
     assert "not finite at iteration 3: none (" in message and "Training has diverged" in message
-    assert f"the last good checkpoint is {tmp_path}/model_0000001.pth" in message
-    file = tmp_path / "diverged_0000003_0.pth"
-    assert message.endswith(f"--replay {file}")
     replay(Trainer.build_model(cfg), file, precision=torch.float32)
     printed = capsys.readouterr().out
     assert "weights that are not finite: 1, the first is proposal_generator." in printed
