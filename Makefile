@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 .PHONY: help setup demo test test-slow lint clean
 
 help:
-	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 6 minutes)"
+	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 5 minutes)"
 	@echo "make test       the tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer, or need PyPI"
 	@echo "make lint       ruff, as the tests run it"

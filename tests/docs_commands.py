@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(r"^```(?:sh|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# In the text, and in tables.
+_SPAN = re.compile(r"`((?:python tools/|torchrun )[^`\n]+)`")
 
 
 @dataclass
@@ -19,12 +21,17 @@ class Command:
 
 
 def commands_of(document: Path) -> list[Command]:
-    """In the order of the page. Blocks with prompts ("$ ") show output, others have none."""
-    return [
+    """Those of the blocks, in the order of the page, and then those within the text.
+
+    Blocks with prompts ("$ ") show output, others have none.
+    """
+    page = document.read_text()
+    in_blocks = [
         command
-        for block in _BLOCK.findall(document.read_text())
+        for block in _BLOCK.findall(page)
         for command in _commands(block.replace("\\\n", " ").splitlines())
     ]
+    return in_blocks + [Command(text) for text in _SPAN.findall(page)]
 
 
 def _commands(lines: list[str]) -> Iterator[Command]:

@@ -29,6 +29,8 @@ class ShieldedLoader:
         loader.worker_init_fn = _ignore_signals
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # of a copy that is only being made
+            raise AttributeError(name)
         return getattr(self.loader, name)
 
     def __len__(self) -> int:

@@ -25,9 +25,9 @@ from .graphs import is_building_graph
 _CHUNK = 512
 # Below, calls cost more than the better kernel gains.
 _LEAST_ROWS = 64
-# Tokens of a part: their 3072 hidden channels stay in the cache, and below the 32 MiB from which on
-# glibc takes every tensor's memory anew from the system.
-_ROWS = 1200
+# Most tokens of a part: their 3072 hidden channels stay in the cache, and below the 32 MiB from
+# which on glibc takes every tensor's memory anew from the system.
+_PART_TOKENS = 1200
 
 
 def _supported() -> bool:
@@ -58,7 +58,7 @@ def usable(x: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """A :class:`torch.nn.Linear` whose float32 products on the CPU are oneDNN's."""
+    """A :class:`torch.nn.Linear`, by oneDNN in float32 where these kernels are :func:`usable`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if (
@@ -106,7 +106,7 @@ def num_parts(x: Tensor) -> int:
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or is_building_graph():
         return 1
-    return math.ceil(x.shape[:-1].numel() / _ROWS)
+    return math.ceil(x.shape[:-1].numel() / _PART_TOKENS)
 
 
 def by_parts(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

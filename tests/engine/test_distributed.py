@@ -115,7 +115,8 @@ def test_two_processes_on_the_cpu_and_only_the_first_one_writes(run, tmp_path):
 
 
 DYING = """
-    from rope_vit_det.engine import trainer
+    from rope_vit_det.engine.train_step import TrainStep
+    from rope_vit_det.engine.trainer import Trainer
     from rope_vit_det.engine.distributed import launch
     from rope_vit_det.engine.main import _run_in_process
     from rope_vit_det.engine.setup import load_config
@@ -124,12 +125,12 @@ DYING = """
     from detectron2.utils import comm
 
     def main(args, cfg):
-        step = trainer.Trainer.run_step
-        def run_step(self):
+        step = {method}
+        def run_step(self, *args):
             if comm.get_rank() == 1 and self.iter == 1:
                 raise {error}
-            step(self)
-        trainer.Trainer.run_step = run_step
+            return step(self, *args)
+        {method} = run_step
         _run_in_process(args, cfg)
 
     if __name__ == "__main__":
@@ -140,6 +141,14 @@ DYING = """
 """
 
 
+def _run_dying(run, tmp_path, method, error):
+    script = tmp_path / "dying.py"
+    script.write_text(textwrap.dedent(DYING).replace("{method}", method).replace("{error}", error))
+    # In the last iteration, which Detectron2's EvalHook takes for the end.
+    short = (*TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out")
+    return run(script, *TRAIN[1:], "--num-gpus", "2", *short)
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -148,11 +157,7 @@ DYING = """
     ],
 )
 def test_a_dying_process_ends_the_run(run, tmp_path, error, status):
-    script = tmp_path / "dying.py"
-    script.write_text(textwrap.dedent(DYING).replace("{error}", error))
-    # In the last iteration, which Detectron2's EvalHook takes for the end.
-    short = (*TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out")
-    answer = run(script, *TRAIN[1:], "--num-gpus", "2", *short)
+    answer = _run_dying(run, tmp_path, "Trainer.run_step", error)
     assert answer.returncode == status
     if status == 1:
         assert "Traceback" in answer.stderr and "ZeroDivisionError: rank 1 is dead" in answer.stderr
@@ -160,6 +165,17 @@ def test_a_dying_process_ends_the_run(run, tmp_path, error, status):
     else:
         assert answer.stderr.strip().splitlines()[-1] == "error: rank 1 has no file"
     assert not (tmp_path / "out" / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_gives_up_in_one_process_ends_all_with_its_batch(run, tmp_path):
+    error = "FloatingPointError('boxes are not finite')"
+    answer = _run_dying(run, tmp_path, "TrainStep._forward", error)
+    assert answer.returncode == 3, answer.stderr[-3000:]
+    last = answer.stderr.strip().splitlines()[-1]
+    assert 'not finite at iteration 1: none ("boxes are not finite") for images' in last
+    assert last.endswith("--replay out/diverged_0000001_1.pth")
+    assert [path.name for path in (tmp_path / "out").glob("*.pth")] == ["diverged_0000001_1.pth"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,76 @@
+"""The encoder of the vision transformer: its blocks, and the norm before them."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from ..layers.attention import RotaryAttention
+from ..layers.mlp import FeedForward, LayerScale, SwiGLU
+from ..layers.rope import Rotation
+from ..layers.windows import WindowGroup
+
+
+class Encoder(nn.Module):
+    """The blocks, with the norm before them that some networks have."""
+
+    def __init__(self, blocks: list["EncoderBlock"], *, pre_norm: nn.Module | None) -> None:
+        super().__init__()
+        self.pre_block = nn.Sequential(*([] if pre_norm is None else [pre_norm]))
+        self.block = nn.ModuleList(blocks)
+
+
+class EncoderBlock(nn.Module):
+    """Attention and feed-forward layer, each after a norm and on a residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        num_special_tokens: int,
+        norm: Callable[[int], nn.Module],
+        mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"],
+        attn_norm: bool,
+        layer_scale_init_value: float | None,
+        drop_path: float,
+        rotation: Rotation,
+    ) -> None:
+        super().__init__()
+
+        def layer_scale() -> nn.Module:
+            if layer_scale_init_value is None:
+                return nn.Identity()
+            return LayerScale(dim, layer_scale_init_value)
+
+        self.norm1 = norm(dim)
+        self.attn = RotaryAttention(
+            dim,
+            num_heads,
+            num_special_tokens=num_special_tokens,
+            rotation=rotation,
+            norm=norm(dim) if attn_norm else None,
+        )
+        self.layer_scale_1 = layer_scale()
+        self.norm2 = norm(dim)
+        if mlp_layer == "FeedForward":
+            self.mlp = FeedForward(dim, mlp_dim)
+        else:
+            self.mlp = SwiGLU(dim, mlp_dim, norm=norm(mlp_dim) if mlp_layer != "SwiGLU" else None)
+        self.layer_scale_2 = layer_scale()
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(
+        self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
+    ) -> Tensor:
+        """(B, S + N, C) to the same; the arguments are those of :class:`RotaryAttention`.
+
+        ``x`` may be more precise than the weights, and then stays so.
+        """
+        dtype = self.norm1.weight.dtype
+        y = self.attn(self.norm1(x.to(dtype)), rope, windows)
+        x = x + self.drop_path(self.layer_scale_1(y))
+        y = self.mlp(self.norm2(x.to(dtype)))
+        return x + self.drop_path(self.layer_scale_2(y))
