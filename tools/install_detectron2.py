@@ -162,11 +162,11 @@ def install_from_upstream() -> None:
         subprocess.run(["git", "--version"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         raise InstallError("--source upstream needs git; install it first") from None
-    # Its setup.py imports torch, which an isolated build would not have.
-    _pip(
-        f"cannot install {UPSTREAM} at {UPSTREAM_COMMIT[:10]}",
-        *("install", "--no-build-isolation", f"git+{UPSTREAM}@{UPSTREAM_COMMIT}", "setuptools<81"),
-    )
+    failure = f"cannot install {UPSTREAM} at {UPSTREAM_COMMIT[:10]}"
+    # Its setup.py imports torch, which an isolated build would not have. A setuptools that builds
+    # wheels by itself must be there before; many an environment has an older one, or none.
+    _pip(failure, "install", "setuptools>=70.1,<81")
+    _pip(failure, "install", "--no-build-isolation", f"git+{UPSTREAM}@{UPSTREAM_COMMIT}")
 
 
 def build_wheel(source: Path, target: Path) -> None:

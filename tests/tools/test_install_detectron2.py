@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -184,6 +185,45 @@ def test_upstream_without_a_network(python):
     }
     answer = _run(python, "--source", "upstream", **nowhere)
     _assert_one_line(answer, python, "network")
+
+
+@pytest.mark.slow
+def test_upstream_is_built_at_its_commit(python, tmp_path):
+    """From a repository that stands in for GitHub's, whose main has moved on."""
+    repository = tmp_path / "upstream"
+    (repository / "detectron2" / "modeling").mkdir(parents=True)
+    (repository / "detectron2" / "modeling" / "__init__.py").touch()
+    (repository / "setup.py").write_text(
+        "from setuptools import find_packages, setup\n"
+        "setup(name='detectron2', version='0.6', packages=find_packages())\n"
+    )
+
+    def git(*arguments):
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        command = ["git", "-C", repository, *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    for version in ("pinned", "later"):
+        (repository / "detectron2" / "__init__.py").write_text(f"__version__ = '{version}'\n")
+        git("add", ".")
+        git("commit", "-q", "-m", version)
+    source = SCRIPT.read_text()
+    pinned = {"UPSTREAM": repository.as_uri(), "UPSTREAM_COMMIT": git("rev-parse", "HEAD~1")}
+    for name, value in pinned.items():
+        source, found = re.subn(f'^{name} = "[^"]*"', f'{name} = "{value}"', source, flags=re.M)
+        assert found == 1
+    script = tmp_path / "install_detectron2.py"
+    script.write_text(source)
+    command = [python, script, "--source", "upstream"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    ask = (
+        "import detectron2, importlib.metadata\n"
+        "print(detectron2.__version__, importlib.metadata.version('detectron2'))"
+    )
+    told = subprocess.check_output([python, "-c", ask], text=True, cwd=tmp_path / "env")
+    assert told.split() == ["pinned", "0.6"]
 
 
 @pytest.mark.slow
