@@ -1,6 +1,7 @@
 """The RoPE ViT as a detection backbone for Detectron2.
 
-Importing it registers the backbones, and `birder://` addresses for MODEL.WEIGHTS.
+Importing it registers the backbones, and `birder://` addresses for MODEL.WEIGHTS; where the
+environment bounds oneDNN's cache, the one beside it gets that bound as well (`onednn_cache.py`).
 """
 
 try:
@@ -14,9 +15,12 @@ except ModuleNotFoundError:
 from .backbone import RoPEViTBackbone, RoPEViTPyramid, create_backbone
 from .config import add_rope_vit_config
 from .models import RoPEViT, create_model
+from .onednn_cache import follow_onednn_bound
 from .prediction import Predictor
 from .use import use_rope_vit
 from .weights import load_model, path_handler  # noqa: F401 (registers itself)
+
+follow_onednn_bound()
 
 __all__ = [
     "Predictor",

@@ -8,6 +8,7 @@ import torch
 from tabulate import tabulate
 
 from ..errors import InputError
+from ..layers.cpu_kernels import slow_bf16_too
 from ..process_memory import process_peak_mib
 from .measure import peak_mib
 from .networks import CONTESTANTS, OUR_NETWORK, NetworkOptions, is_installed
@@ -102,7 +103,7 @@ def _measure_step(
         return torch.randn(batch_size, 3, height * model.patch, width * model.patch)
 
     def step(image: torch.Tensor) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with slow_bf16_too(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss = model(image).float().square().mean()
         loss.backward()  # adds to the gradients that are there
 

@@ -15,6 +15,7 @@ from ..engine.setup import load_config
 from ..engine.train_step import build_train_step
 from ..engine.trainer import Trainer
 from ..errors import InputError
+from ..layers.cpu_kernels import slow_bf16_too
 from ..process_memory import process_peak_mib, resident_mib
 from .measure import peak_mib
 
@@ -95,7 +96,7 @@ def _measure(
     batches = _batches(images // cfg.SOLVER.ACCUMULATE, cfg.SOLVER.ACCUMULATE, image_size)
     trainer = build_train_step(cfg, model, batches, optimizer)
     trainer.iter = 0
-    with EventStorage():
+    with EventStorage(), slow_bf16_too():
         trainer.run_step()
         held = resident_mib() - before
         peak = peak_mib(trainer.run_step, torch.device("cpu"))

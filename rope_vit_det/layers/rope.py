@@ -27,6 +27,8 @@ class RotaryEmbedding2D(nn.Module):
     # One image size needs two tables (global and windowed blocks); multi-scale training and
     # test-time augmentation visit a few dozen sizes over and over.
     max_cached_tables = 64
+    # Of 2048 px, one table has 8 MiB.
+    max_cached_bytes = 64 * 2**20
 
     def __init__(
         self,
@@ -96,11 +98,17 @@ class RotaryEmbedding2D(nn.Module):
             # A table built under inference_mode could not be used by a later training step.
             with torch.inference_mode(False), torch.no_grad():
                 table = self._tables[key] = self._build(*key)
-            if len(self._tables) > self.max_cached_tables:
-                self._tables.popitem(last=False)
+            self._forget_oldest()
         else:
             self._tables.move_to_end(key)
         return table
+
+    def _forget_oldest(self) -> None:
+        size = sum(table.nbytes for table in self._tables.values())
+        while len(self._tables) > 1 and (
+            len(self._tables) > self.max_cached_tables or size > self.max_cached_bytes
+        ):
+            size -= self._tables.popitem(last=False)[1].nbytes
 
     def _build(
         self,

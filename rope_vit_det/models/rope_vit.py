@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..layers.cpu_kernels import is_slow_bf16_autocast
 from ..layers.graphs import is_building_graph
 from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
@@ -276,6 +277,13 @@ class RoPEViT(nn.Module):
         return {"neck": x.permute(0, 3, 1, 2)}
 
     def _encode(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """:meth:`_tokens`, without an autocast to bf16 that would cost time on this CPU."""
+        if is_slow_bf16_autocast(x.device) and self.conv_proj.weight.dtype == torch.float32:
+            with torch.autocast("cpu", enabled=False):
+                return self._tokens(x.float())
+        return self._tokens(x)
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images to all tokens after the last block, and the grid (h, w) of the patch tokens.
 
         With windows, the patch tokens come window by window (:mod:`~rope_vit_det.layers.windows`).

@@ -87,3 +87,24 @@ def test_parts_of_the_tokens_give_what_all_give_at_once(name, shape):
     assert len(parts) > 1 and sum(parts) == shape[1]
     assert max(parts) - min(parts) < len(parts)
     assert relative_difference(found, expected) < 1e-6
+
+
+XEON, EPYC = (
+    "vendor_id : GenuineIntel\nflags : fpu avx512f",
+    "vendor_id : AuthenticAMD\nflags : fpu",
+)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "slow"),
+    [
+        (f"{XEON} avx512_bf16 amx_bf16 amx_tile\n", False),
+        (f"{XEON} avx512_bf16\n", True),
+        (f"{EPYC} avx512f avx512_bf16\n", False),
+        (f"{EPYC} avx2\n", True),
+        ("Features : fp asimd bf16\n", False),  # ARM
+        ("", False),
+    ],
+)
+def test_cpus_whose_bf16_products_are_slow(cpuinfo, slow):
+    assert cpu_kernels._has_slow_bf16(cpuinfo) is slow

@@ -8,6 +8,7 @@ import torch
 from helpers import move_off_initial_values, relative_difference
 
 from rope_vit_det import RoPEViTBackbone, create_model
+from rope_vit_det.layers import cpu_kernels
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
@@ -110,6 +111,21 @@ def test_tables_are_bounded_and_stay_out_of_copies_and_state_dicts():
     assert not [key for key in model.state_dict() if "rope" in key]
 
 
+def test_large_tables_are_bounded_by_their_size():
+    rope = create_model("rope_vit_t14").rope
+
+    def table(width):
+        return rope((512, width), device=torch.device("cpu"), dtype=torch.float32)
+
+    for width in range(60, 68):
+        newest = table(width)  # 15 MiB and more
+    size = sum(kept.nbytes for kept in rope._tables.values())
+    assert size <= rope.max_cached_bytes < size + newest.nbytes
+    assert table(67) is newest
+    assert table(300).nbytes > rope.max_cached_bytes
+    assert len(rope._tables) == 1
+
+
 def test_autocast_and_bf16_stay_close_to_float32():
     model = move_off_initial_values(create_model("rope_vit_reg1_t14", window_size=4))
     x = torch.randn(1, 3, 10 * 14, 14 * 14)
@@ -120,6 +136,23 @@ def test_autocast_and_bf16_stay_close_to_float32():
         assert relative_difference(neck.float(), expected) < 1e-2
         neck = model.bfloat16().detection_features(x.bfloat16())["neck"]
         assert relative_difference(neck.float(), expected) < 3e-2
+
+
+def test_autocast_is_not_followed_where_bf16_is_slow(monkeypatch):
+    model = create_model("rope_vit_reg1_t14", window_size=4).eval()
+    x = torch.randn(1, 3, 10 * 14, 14 * 14)
+    exact = model.detection_features(x)["neck"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.detection_features(x)["neck"]
+        monkeypatch.setattr(cpu_kernels, "_SLOW_BF16", True)
+        for images in (x, x.bfloat16()):
+            found = model.detection_features(images)["neck"]
+            assert found.dtype == rounded.dtype
+            assert relative_difference(found, rounded) > 1e-4
+        assert torch.equal(model.detection_features(x)["neck"], exact)
+        assert torch.is_autocast_enabled("cpu")
+        cast = model.bfloat16().detection_features(x)["neck"]
+    assert relative_difference(cast.float(), exact) < 3e-2
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
