@@ -10,7 +10,7 @@ Measured with torch 2.15 (docs/high_resolution.md) on two cores of an AMD EPYC (
 On two cores of an Intel Xeon (model 207) PyTorch's defaults win all of these: there they stay.
 
 bf16 products are several times as fast as float32 ones where the CPU has good instructions for
-them. Elsewhere they are slower: 161 beside 280 GFLOP/s on that Xeon, 8 beside 57 on an AMD EPYC
+them. Elsewhere they are slower: 161 beside 280 GFLOP/s on that Xeon, 15 beside 103 on an AMD EPYC
 without AVX-512 (family 25). There the network does not follow autocast to bf16
 (:func:`is_slow_bf16_autocast`).
 """

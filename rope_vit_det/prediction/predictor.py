@@ -59,7 +59,8 @@ class Predictor:
             categories: a COCO file with the classes, for a checkpoint that does not hold them.
             device: None: the GPU where there is one, else the CPU.
             tta: Detectron2's test-time augmentation, over the scales and flips of TEST.AUG.
-            bf16: run the network in bfloat16 where torch's autocast does.
+            bf16: under torch's autocast to bfloat16, which the RoPE ViT leaves aside on CPUs whose
+                bfloat16 products are slow.
 
         Raises:
             InputError: names the file, key or value that is wrong, and the remedy.
