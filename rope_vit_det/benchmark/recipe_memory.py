@@ -94,9 +94,9 @@ def _measure(
     model = Trainer.build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
     batches = _batches(images // cfg.SOLVER.ACCUMULATE, cfg.SOLVER.ACCUMULATE, image_size)
-    trainer = build_train_step(cfg, model, batches, optimizer)
-    trainer.iter = 0
     with EventStorage(), slow_bf16_too():
+        trainer = build_train_step(cfg, model, batches, optimizer)
+        trainer.iter = 0
         trainer.run_step()
         held = resident_mib() - before
         peak = peak_mib(trainer.run_step, torch.device("cpu"))

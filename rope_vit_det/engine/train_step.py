@@ -1,6 +1,7 @@
 """One training step: micro-batches, precision, and the random state of each."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import MicroBatchSampler
+from ..layers.cpu_kernels import is_slow_at_bf16
 from ..seeding import Purpose, seed_all
 from .distributed import in_any_process
+
+logger = logging.getLogger(__name__)
 
 
 class MicroBatch(NamedTuple):
@@ -69,14 +73,18 @@ class TrainStep(SimpleTrainer):
             seed: of the run.
             accumulate: micro-batches of this process in a step.
             precision: of the forward pass: float32, or bfloat16 or float16 under autocast; float16
-                with a gradient scaler, on a GPU only.
+                with a gradient scaler, on a GPU only. On CPUs whose bfloat16 is the slower one,
+                that is float32, too.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
         self.accumulate = accumulate
-        self.precision = precision
         self._batches: Iterator[list[dict]] | None = None
         self.device_type = next(model.parameters()).device.type
+        if precision == torch.bfloat16 and is_slow_at_bf16(self.device_type):
+            logger.info("bfloat16 is slower than float32 on this CPU: training in float32")
+            precision = torch.float32
+        self.precision = precision
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision == torch.float16
         )

@@ -77,14 +77,18 @@ def usable(x: Tensor) -> bool:
     )
 
 
+def is_slow_at_bf16(device: torch.device | str) -> bool:
+    """Whether bf16 costs time and precision on this device instead of saving: on some CPUs."""
+    return _SLOW_BF16 and torch.device(device).type == "cpu"
+
+
 def is_slow_bf16_autocast(device: torch.device) -> bool:
-    """Whether autocast to bf16 is on, and costs time and precision on this CPU instead of saving.
+    """Whether autocast to bf16 is on, on a device that :func:`is_slow_at_bf16`.
 
     Not while a graph is made, which may be for another machine.
     """
     return (
-        _SLOW_BF16
-        and device.type == "cpu"
+        is_slow_at_bf16(device)
         and not is_building_graph()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -9,6 +9,7 @@ from helpers import relative_difference
 
 from rope_vit_det.engine.optimizer import build_optimizer
 from rope_vit_det.engine.train_step import build_train_step
+from rope_vit_det.layers import cpu_kernels
 
 
 class _Model(torch.nn.Module):
@@ -42,13 +43,15 @@ def _sgd(model):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_step_on_the_cpu(cfg, enabled):
+@pytest.mark.parametrize("slow", [True, False], ids=["slow bf16", "fast bf16"])
+def test_a_step_on_the_cpu(cfg, enabled, slow, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_SLOW_BF16", slow)
     cfg.SOLVER.AMP.ENABLED = enabled
     model, x = _Model(), torch.randn(32, 64)
     oracle = copy.deepcopy(model)
     updates, logged = _updates(build_train_step(cfg, model, [x], _sgd(model)), model)
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled and not slow):
         losses = oracle(x)
     sum(losses.values()).backward()
     assert logged == pytest.approx(sum(losses.values()).item(), rel=1e-5)
