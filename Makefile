@@ -24,9 +24,10 @@ setup: $(READY)
 demo: $(READY)
 	@$(RUN) -W ignore tools/demo.py
 
+# Most tests are too small for threads: processes of one thread each, files apart.
 test: $(READY)
 	@$(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check .
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)
 	$(RUN) -m pytest -q -m slow

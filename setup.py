@@ -99,7 +99,8 @@ setup(
         "export": export,
         "predict": predict,
         "test": [
-            *("pytest", "birder==0.8.4", "timm", "hypothesis", "ruff", "faster-coco-eval", "twine"),
+            *("pytest", "pytest-xdist", "birder==0.8.4", "timm", "hypothesis", "ruff", "twine"),
+            "faster-coco-eval",
             *convert,
             *export,
             *predict,

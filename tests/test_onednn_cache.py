@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-SHOW = "import os, rope_vit_det; print(os.environ.get('LRU_CACHE_CAPACITY'))"
+from rope_vit_det.onednn_cache import follow_onednn_bound
+
+IMPORT = "import os, rope_vit_det; print(os.environ.get('LRU_CACHE_CAPACITY'))"
 CONVOLVE = """
 import torch
 with torch.no_grad():
@@ -15,23 +17,39 @@ with torch.no_grad():
 """
 
 
+@pytest.fixture
+def unset(monkeypatch):
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        # Set first, so that what the test leaves is removed too where nothing was set.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.mark.parametrize(
-    "given, expected",
+    ("given", "expected"),
     [
-        ({}, "None"),
+        ({}, None),
         ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}, "16"),
         ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}, "1"),
-        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "many"}, "None"),
+        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "many"}, None),
         ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "100"}, "100"),
     ],
 )
-def test_the_bound_is_that_of_onednn(given, expected):
+def test_the_bound_is_that_of_onednn(unset, monkeypatch, given, expected):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    follow_onednn_bound()
+    assert os.environ.get("LRU_CACHE_CAPACITY") == expected
+
+
+def test_importing_the_package_sets_a_bound_that_ideep_survives():
+    """In a fresh process, since ideep reads its bound once."""
     env = {k: v for k, v in os.environ.items() if not k.endswith("_CACHE_CAPACITY")}
     answer = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SHOW + CONVOLVE],
+        [sys.executable, "-W", "ignore", "-c", IMPORT + CONVOLVE],
         capture_output=True,
         text=True,
-        env=env | given,
+        env=env | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"},
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
-    assert answer.stdout.split() == [expected]
+    assert answer.stdout.split() == ["1"]

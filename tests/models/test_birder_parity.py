@@ -36,8 +36,18 @@ def test_card_network_has_the_parameters_of_its_card(pair):
     assert sum(p.numel() for p in pair[0].parameters()) == 100_452_063
 
 
-@pytest.mark.parametrize("size", [(224, 224), (336, 336), (518, 350)])
-@pytest.mark.parametrize(("pt_grid_size", "batch"), [(None, 1), ((16, 16), 3)])
+@pytest.mark.parametrize(
+    ("size", "pt_grid_size", "batch"),
+    [
+        ((224, 224), None, 1),
+        ((224, 224), (16, 16), 3),
+        ((518, 350), None, 1),
+        ((518, 350), (16, 16), 1),
+        pytest.param((336, 336), None, 1, marks=pytest.mark.slow),
+        pytest.param((336, 336), (16, 16), 3, marks=pytest.mark.slow),
+        pytest.param((518, 350), (16, 16), 3, marks=pytest.mark.slow),
+    ],
+)
 def test_card_network_equals_birder(pair, size, pt_grid_size, batch):
     ours, oracle = pair
     ours.pt_grid_size = pt_grid_size

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -26,10 +27,17 @@ def installer():
     return module
 
 
+@pytest.fixture(scope="module")
+def empty_environment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("empty") / "env"
+    venv.create(folder, with_pip=True)
+    return folder
+
+
 @pytest.fixture
-def python(tmp_path):
+def python(tmp_path, empty_environment):
     """The Python of an empty environment that says it has a torch."""
-    venv.create(tmp_path / "env", with_pip=True)
+    shutil.copytree(empty_environment, tmp_path / "env", symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
     _pretend_torch(python, "2.8.0")
     return python
