@@ -10,7 +10,7 @@ from . import cpu_kernels
 from .cpu_kernels import Linear
 from .graphs import is_building_graph
 from .rope import Rotation, apply_rotary
-from .windows import WindowGroup
+from .windows import WindowGroup, num_tokens
 
 # Where our CPU kernels serve, plain bf16 products over all heads at once are the fastest up to some
 # number of keys: 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
@@ -64,19 +64,17 @@ class RotaryAttention(nn.Module):
         """
         parts = cpu_kernels.num_parts(x)
         if parts == 1:
-            q, k, v = self._rotated(x, rope)
+            q, k, v = self.project(x, rope)
         else:
             pairs = zip(x.chunk(parts, dim=1), rope.chunk(parts, dim=1), strict=True)
-            found = [self._rotated(*pair) for pair in pairs]
+            found = [self.project(*pair) for pair in pairs]
             q, k, v = (torch.cat(tensors, dim=1) for tensors in zip(*found, strict=True))
         if windows is None:
-            x = attend(q, k, v)
-        else:
-            x = attend_windows(q, k, v, self.num_special_tokens, windows)
-        return self.proj(self.norm(x.flatten(2)))
+            return self.combine(attend(q, k, v))
+        return self.combine(attend_windows(q, k, v, self.num_special_tokens, windows))
 
-    def _rotated(self, x: Tensor, rope: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values of (B, S + N, C), each (B, S + N, H, D)."""
+    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values: each (B, N, H, D), of any tokens (B, N, C)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
         if torch.is_grad_enabled() or is_building_graph():
             q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
@@ -84,6 +82,10 @@ class RotaryAttention(nn.Module):
             return q, k, qkv[:, :, 2].contiguous()
         apply_rotary(qkv[:, :, :2], rope, self.rotation, in_place=True)
         return qkv.unbind(2)
+
+    def combine(self, x: Tensor) -> Tensor:
+        """What the heads found, (B, N, H, D), to (B, N, C)."""
+        return self.proj(self.norm(x.flatten(2)))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -115,10 +117,34 @@ def attend_windows(
     """
     s = num_special_tokens
     # Split rather than sliced: a graph for many sizes then knows that the parts make up the whole.
-    sizes = [s] + [num * tokens for _, num, tokens in windows]
+    sizes = [s, num_tokens(windows)]
+    special, patches = zip(*(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
+    q_special, *special = special
+    within = attend_within(*patches, *special, windows)
+    return torch.cat((attend(q_special, k, v), within), dim=1) if s else within
+
+
+def attend_within(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_special: Tensor,
+    v_special: Tensor,
+    windows: Sequence[WindowGroup],
+) -> Tensor:
+    """Attention of patch tokens to their own window and to the special tokens.
+
+    Args:
+        q, k, v: (B, N, H, D), window by window.
+        k_special, v_special: (B, S, H, D).
+        windows: the runs of windows that make up the N.
+
+    Returns:
+        Tensor: (B, N, H, D).
+    """
+    sizes = [num * tokens for _, num, tokens in windows]
     runs = zip(*(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
-    q_special, k_special, v_special = next(runs)
-    out = [attend(q_special, k, v)] if s else []
+    out = []
     for (_, num, _), (q_run, k_run, v_run) in zip(windows, runs, strict=True):
 
         def split(t: Tensor, num: int = num) -> Tensor:

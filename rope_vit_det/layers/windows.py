@@ -5,7 +5,9 @@ block serves every block, and windowed attention needs neither padding nor a mas
 window does not divide has smaller windows along its bottom and right edges, as a run of their own.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -53,6 +55,32 @@ def window_groups(grid: tuple[int, int], window: tuple[int, int]) -> list[Window
         groups.append(WindowGroup(start, num, tokens))
         start += num * tokens
     return groups
+
+
+def num_tokens(windows: Sequence[WindowGroup]) -> int:
+    """Of all these windows together."""
+    return sum(num * tokens for _, num, tokens in windows)
+
+
+def window_parts(windows: Sequence[WindowGroup], num_parts: int) -> list[list[WindowGroup]]:
+    """The windows in up to ``num_parts`` runs of nearly the same number of tokens.
+
+    A window belongs where its middle lies; runs without one are left out.
+    """
+    total = num_tokens(windows)
+    edges = [total * i / num_parts for i in range(num_parts + 1)]
+    parts = []
+    for ends in pairwise(edges):
+        part = []
+        for start, num, tokens in windows:
+            first, last = (
+                min(max(math.ceil((end - start) / tokens - 0.5), 0), num) for end in ends
+            )
+            if first < last:
+                part.append(WindowGroup(start + first * tokens, last - first, tokens))
+        if part:
+            parts.append(part)
+    return parts
 
 
 def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
