@@ -7,20 +7,19 @@ from torch import Tensor
 class RunningAttention:
     """What queries find in the parts so far (online softmax: FlashAttention, arXiv 2205.14135).
 
-    Sums are kept in float32. There is no backward pass.
+    Sums are kept in float32 at least. There is no backward pass.
     """
 
     def __init__(self, q: Tensor) -> None:
         """``q``: (B, Nq, H, D)."""
         self._q = (q * q.shape[-1] ** -0.5).transpose(1, 2)
-        shape = (*self._q.shape[:3], 1)
-        self._top = torch.full(shape, -torch.inf, dtype=torch.float32, device=q.device)
-        self._weight = torch.zeros_like(self._top)
-        self._sum = torch.zeros(self._q.shape, dtype=torch.float32, device=q.device)
+        self._sum = torch.zeros_like(self._q, dtype=torch.promote_types(q.dtype, torch.float32))
+        self._weight = torch.zeros_like(self._sum[..., :1])
+        self._top = torch.full_like(self._weight, -torch.inf)
 
     def add(self, k: Tensor, v: Tensor) -> None:
         """Attends to at least one more key (B, Nk, H, D) and its value of the same shape."""
-        scores = (self._q @ k.permute(0, 2, 3, 1)).float()  # (B, H, Nq, Nk)
+        scores = (self._q @ k.permute(0, 2, 3, 1)).to(self._sum.dtype)  # (B, H, Nq, Nk)
         top = torch.maximum(self._top, scores.amax(-1, keepdim=True))
         weights = scores.sub_(top).exp_()
         fade = (self._top - top).exp_()

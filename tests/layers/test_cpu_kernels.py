@@ -16,6 +16,7 @@ TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (None, 2e-2)}
 def kernels(request, monkeypatch):
     """Both, whichever this machine's CPU would get."""
     monkeypatch.setattr(cpu_kernels, "_ENABLED", request.param)
+    monkeypatch.setattr(cpu_kernels, "_ENABLED_IN_INFERENCE", request.param)
 
 
 def naive(q, k, v):
@@ -59,6 +60,8 @@ def test_linear_layer_equals_torchs(rows, bias):
     grads = torch.autograd.grad((expected * weight).sum(), parameters)
     for a, b in zip(torch.autograd.grad((found * weight).sum(), parameters), grads, strict=True):
         assert relative_difference(a, b) < 1e-5
+    with torch.inference_mode():
+        assert relative_difference(layer(x), expected) < 1e-5
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
 

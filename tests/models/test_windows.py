@@ -6,6 +6,7 @@ from helpers import move_off_initial_values, relative_difference
 from reference import neck
 
 from rope_vit_det import create_model
+from rope_vit_det.layers import cpu_kernels
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,11 @@ def _assert_equals_reference(model, grid, pt_grid_size, *, batch):
     expected = neck(state, x, **args)
     ours = model.detection_features(x)["neck"]
     assert relative_difference(ours, expected) < 1e-5
+    for most_tokens in (1200, 40, 7):  # inference takes as many at a time
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            patch.setattr(cpu_kernels, "_PART_TOKENS", most_tokens)
+            by_parts = model.detection_features(x)["neck"]
+        assert relative_difference(by_parts, expected) < 1e-5
 
     weight = torch.randn_like(expected)
     (ours * weight).sum().backward()
@@ -51,6 +57,43 @@ def _assert_equals_reference(model, grid, pt_grid_size, *, batch):
     for key, parameter in model.named_parameters():
         if state[key].grad is not None:
             assert relative_difference(parameter.grad, state[key].grad) < 1e-5, key
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("rope_vit_t14", {}),  # no register tokens
+        ("rope_vit_reg1_t14", {"class_token": False}),
+        ("rope_vit_reg1_t14", {"class_token": False, "num_reg_tokens": 0}),
+        ("rope_vit_reg1_t14", {"mlp_layer": "NormSwiGLU", "attn_norm": True}),
+        ("rope_vit_reg1_t14", {"layer_scale_init_value": 0.3, "drop_path_rate": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inference_by_parts_equals_the_whole_at_once(monkeypatch, name, arguments, dtype):
+    """With a backward pass, all tokens go through at once."""
+    model = create_model(name, window_size=4, **arguments)
+    move_off_initial_values(model).to(dtype)
+    x = torch.randn(2, 3, 10 * 14, 13 * 14, dtype=dtype)
+    expected = model.detection_features(x)["neck"].detach()
+    monkeypatch.setattr(cpu_kernels, "_PART_TOKENS", 70)
+    with torch.no_grad():
+        found = model.detection_features(x)["neck"]
+    assert relative_difference(found, expected) < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_drop_path_in_training_leaves_out_whole_samples_without_a_backward_pass(monkeypatch):
+    model = create_model("rope_vit_reg1_t14", window_size=4, global_blocks=[], drop_path_rate=0.9)
+    block = move_off_initial_values(model).train().encoder.block[-1]
+    seen = []
+    block.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    monkeypatch.setattr(cpu_kernels, "_PART_TOKENS", 70)
+    with torch.no_grad():
+        model.detection_features(torch.randn(16, 3, 8 * 14, 8 * 14))
+    (given, out) = seen[0]
+    same = (given == out).all(-1)  # (B, N)
+    assert same.all(1).any()
+    assert torch.equal(same.all(1), same.any(1))
 
 
 @pytest.mark.parametrize("window", [7, 9, 100])

@@ -19,7 +19,8 @@ from rope_vit_det.layers.patch_embed import (
     tile_position_table,
 )
 from rope_vit_det.layers.rope import RotaryEmbedding2D, apply_rotary
-from rope_vit_det.layers.windows import from_windows, to_windows, window_groups
+from rope_vit_det.layers.running_attention import RunningAttention
+from rope_vit_det.layers.windows import from_windows, to_windows, window_groups, window_parts
 
 SIDES = st.integers(1, 11)
 GRIDS = st.tuples(SIDES, SIDES)
@@ -163,6 +164,43 @@ def test_rotation_equals_cell_by_cell(case):
     tolerance = max(TOLERANCE[case["dtype"]], 1e-5)
     assert relative_difference(found.double(), expected) < tolerance
     assert torch.equal(found[:, : case["special"]], x[:, : case["special"]])
+
+
+@given(grids_with_windows(), st.integers(1, 12))
+def test_parts_are_the_windows_in_their_order_and_nearly_equal(case, num_parts):
+    windows = window_groups(*case)
+    parts = window_parts(windows, num_parts)
+    assert 1 <= len(parts) <= num_parts and all(parts)
+
+    def singles(windows):
+        return [(start + i * size, size) for start, num, size in windows for i in range(num)]
+
+    assert [one for part in parts for one in singles(part)] == singles(windows)
+    sizes = [sum(size for _, size in singles(part)) for part in parts]
+    largest = max(size for _, size in singles(windows))
+    assert max(sizes) <= sum(sizes) / num_parts + largest
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    st.integers(0, 5),
+    st.sampled_from([0.1, 1.0, 30.0]),
+    DTYPES,
+    SEEDS,
+)
+def test_attention_that_runs_over_parts_is_that_over_all(sizes, queries, scale, dtype, seed):
+    q = _normal(seed, 2, queries, 3, 8, dtype=dtype)
+    k, v = _normal(seed + 1, 2, 2, sum(sizes), 3, 8, dtype=dtype)
+    k = k * scale
+    running = RunningAttention(q)
+    for part in zip(k.split(sizes, 1), v.split(sizes, 1), strict=True):
+        running.add(*part)
+    found = running.result()
+    scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) / math.sqrt(8)
+    expected = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.double())
+    assert found.dtype == dtype and found.shape == expected.shape
+    if queries:
+        assert relative_difference(found.double(), expected) < TOLERANCE[dtype]
 
 
 @given(
