@@ -1,7 +1,9 @@
 """Data of the user's own, from the command line to a checkpoint that knows the classes."""
 
 import json
+import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -58,6 +60,25 @@ def run(mine):
     return run
 
 
+@pytest.fixture
+def run_here(mine, monkeypatch, capsys):
+    """For what ends before training: as `run`, without a process of its own."""
+
+    def run(*arguments):
+        config = ROOT / "configs" / "demo.yaml"
+        argv = ["train_net.py", "--config-file", str(config), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.chdir(mine[0])
+        # Detectron2's loggers of the run before hold its stream, which pytest has closed.
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="__main__")
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(argv, stop.value.code, told.out, told.err)
+
+    return run
+
+
 LEARN = ("--train-json", "learn.json", "--train-images", "learn")
 EXAM = ("--val-json", "exam.json", "--val-images", "exam")
 
@@ -110,17 +131,19 @@ def _refused(answer):
     return line
 
 
-def test_a_checkpoint_of_other_classes_is_refused(run, mine, trained):
+def test_a_checkpoint_of_other_classes_is_refused(run_here, mine, trained):
     root, _ = mine
     coco = json.loads((root / "exam.json").read_text())
     coco["categories"][0]["name"] = "zebra"
     (root / "zebra.json").write_text(json.dumps(coco))
     options = ("--val-json", "zebra.json", "--val-images", "exam", "--eval-only")
-    line = _refused(run(*options, "MODEL.WEIGHTS", "out/model_final.pth", "OUTPUT_DIR", "zebra"))
+    line = _refused(
+        run_here(*options, "MODEL.WEIGHTS", "out/model_final.pth", "OUTPUT_DIR", "zebra")
+    )
     assert "'zebra'" in line and "model_final.pth" in line and "number" in line
 
 
-def test_faults_are_listed_and_fatal_ones_stop(run, mine):
+def test_faults_are_listed_and_fatal_ones_stop(run_here, mine):
     root, _ = mine
     coco = json.loads((root / "learn.json").read_text())
     coco["annotations"][0]["bbox"] = [9999, 0, 5, 5]
@@ -128,7 +151,7 @@ def test_faults_are_listed_and_fatal_ones_stop(run, mine):
     coco["annotations"][2]["category_id"] = 1234
     (root / "bad.json").write_text(json.dumps(coco))
     bad = ("--train-json", "bad.json", "--train-images", "learn")
-    line = _refused(run(*bad, *EXAM, "OUTPUT_DIR", "bad"))
+    line = _refused(run_here(*bad, *EXAM, "OUTPUT_DIR", "bad"))
     assert "2 annotations of a category" in line and "category 1234" in line
     listed = (root / "bad" / "dataset_faults.txt").read_text()
     assert listed.count("unknown category: ") == 2 and listed.count("outside: ") == 1
@@ -145,5 +168,5 @@ def test_faults_are_listed_and_fatal_ones_stop(run, mine):
         ((*LEARN, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"), "learns from pixel maps"),
     ],
 )
-def test_options_that_do_not_go_together(run, options, message):
-    assert message in _refused(run(*options))
+def test_options_that_do_not_go_together(run_here, options, message):
+    assert message in _refused(run_here(*options))

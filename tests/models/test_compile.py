@@ -63,6 +63,7 @@ def test_without_windows_all_sizes_share_one_graph(quick_compiler):
     assert graphs() == 2
 
 
+@pytest.mark.slow
 def test_without_windows_all_sizes_share_one_graph_under_autocast_too(quick_compiler):
     model, eager = pair()
     with torch.autocast("cpu", dtype=torch.bfloat16):
