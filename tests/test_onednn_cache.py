@@ -42,14 +42,22 @@ def test_the_bound_is_that_of_onednn(unset, monkeypatch, given, expected):
     assert os.environ.get("LRU_CACHE_CAPACITY") == expected
 
 
-def test_importing_the_package_sets_a_bound_that_ideep_survives():
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}, "1"),
+        pytest.param({}, "None", marks=pytest.mark.slow),
+        pytest.param({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}, "16", marks=pytest.mark.slow),
+    ],
+)
+def test_importing_the_package_sets_a_bound_that_ideep_survives(given, expected):
     """In a fresh process, since ideep reads its bound once."""
     env = {k: v for k, v in os.environ.items() if not k.endswith("_CACHE_CAPACITY")}
     answer = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", IMPORT + CONVOLVE],
         capture_output=True,
         text=True,
-        env=env | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"},
+        env=env | given,
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
-    assert answer.stdout.split() == ["1"]
+    assert answer.stdout.split() == [expected]

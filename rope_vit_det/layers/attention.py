@@ -75,7 +75,7 @@ class RotaryAttention(nn.Module):
 
     def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values: each (B, N, H, D), of any tokens (B, N, C)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D)
         if torch.is_grad_enabled() or is_building_graph():
             q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
             # A copy, so that the backward pass does not keep all of qkv for the sake of this third.

@@ -29,12 +29,13 @@ def whole(tmp_path_factory):
     return whole
 
 
-def test_its_held_out_images_are_as_hard_as_promised(root):
-    _assert_is_hard(root, "val", 50)
+@pytest.mark.parametrize(("split", "least_images"), [("train", 200), ("val", 50)])
+def test_it_is_as_hard_as_promised(root, split, least_images):
+    _assert_is_hard(root, split, least_images)
 
 
 @pytest.mark.slow
-def test_its_training_images_are_as_hard_as_promised(whole):
+def test_all_its_training_images_are_as_hard_as_promised(whole):
     _assert_is_hard(whole, "train", 200)
 
 

@@ -12,11 +12,16 @@ from rope_vit_det.layers.mlp import FeedForward, SwiGLU
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (None, 2e-2)}
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["our kernels", "PyTorch's"])
+@pytest.fixture(
+    autouse=True,
+    params=[(True, True), (False, True), (False, False)],
+    ids=["our kernels", "in inference", "PyTorch's"],
+)
 def kernels(request, monkeypatch):
-    """Both, whichever this machine's CPU would get."""
-    monkeypatch.setattr(cpu_kernels, "_ENABLED", request.param)
-    monkeypatch.setattr(cpu_kernels, "_ENABLED_IN_INFERENCE", request.param)
+    """All, whichever this machine's CPU would get."""
+    enabled, in_inference = request.param
+    monkeypatch.setattr(cpu_kernels, "_ENABLED", enabled)
+    monkeypatch.setattr(cpu_kernels, "_ENABLED_IN_INFERENCE", in_inference)
 
 
 def naive(q, k, v):
