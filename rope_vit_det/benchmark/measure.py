@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..layers.cpu_kernels import by_parts
 from ..process_memory import process_peak_mib, resident_mib
 
 _CLEAR_PEAK = "5"  # Linux's proc(5): resets VmHWM, the peak of the resident memory
@@ -50,20 +51,20 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
         The call, and its floating-point operations.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
-    # Each by the kernel that the network itself would choose.
+    # Each by the kernel, and on as many tokens at a time, as in the network itself.
     layers = [
         copy.deepcopy(module).to(dtype) for module in net.modules() if isinstance(module, nn.Linear)
     ]
     device = layers[0].weight.device
     inputs = {
-        width: torch.randn(tokens, width, device=device, dtype=dtype)
+        width: torch.randn(1, tokens, width, device=device, dtype=dtype)
         for width in {layer.in_features for layer in layers}
     }
 
     @torch.inference_mode()
     def call() -> None:
         for layer in layers:
-            layer(inputs[layer.in_features])
+            by_parts(layer, inputs[layer.in_features])
 
     return call, 2 * tokens * sum(layer.weight.numel() for layer in layers)
 
