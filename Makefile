@@ -27,6 +27,7 @@ demo: $(READY)
 # Most tests are too small for threads: processes of one thread each, files apart.
 test: $(READY)
 	@$(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check .
+	@$(VENV)/bin/lint-imports --verbose >/dev/null || $(VENV)/bin/lint-imports
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)

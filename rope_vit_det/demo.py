@@ -9,14 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
-from .data.demo import demo_dataset_root, generate_demo_dataset
-from .device import bf16_is_faster_on_cpu
+from .data.demo.dataset import demo_dataset_root, generate_demo_dataset
 from .engine.main import train
-from .engine.output import describe_output, move_aside
+from .engine.run_folder import describe_output, move_aside
 from .engine.setup import check_config, check_settings, load_config, setup
 from .evaluation.plots import plot_curves
 from .prediction import Predictor
 from .report import write_report
+from .utils.device import bf16_is_faster_on_cpu
 from .visualization.predictions import draw_predictions
 
 NUM_PICTURES = 6

@@ -9,19 +9,18 @@ from birder_files import birder_file, birder_output, cache, published  # noqa: F
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from helpers import DEMO_CONFIG
 from hypothesis import settings
 from known_results import KnownResults, make_known_results
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.data import demo
-from rope_vit_det.data.shapes import CATEGORIES
+from rope_vit_det.data.demo import dataset as demo
+from rope_vit_det.data.demo.shapes import CATEGORIES
 
 # The same few examples each time in `make test`; many, and others each time, in `make test-slow`.
 settings.register_profile("fast", max_examples=5, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=400, deadline=None, print_blob=True)
 settings.load_profile("fast")
-
-DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,7 @@ from detectron2.config import LazyConfig
 from docs_commands import DOCUMENTS, ROOT, Command, commands_of
 
 from rope_vit_det.backbone import build_net
-from rope_vit_det.engine.command_line import argument_parser
-from rope_vit_det.engine.own_data import add_own_data_options
+from rope_vit_det.engine.command_line import add_own_data_options, argument_parser
 from rope_vit_det.engine.setup import check_settings, load_config
 
 DEMO_SIZE = (

@@ -14,7 +14,11 @@ import setuptools
 
 ROOT = Path(__file__).parents[1]
 # For developers, in the sources alone.
-NOT_INSTALLED = {"check_opencv", "networks_table"}
+NOT_INSTALLED = {"check_opencv", "networks_table"} | {
+    "benchmark",
+    "benchmark_memory",
+    "high_resolution_study",
+}
 
 
 @pytest.fixture

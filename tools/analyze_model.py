@@ -3,9 +3,9 @@
 
 import argparse
 
-from rope_vit_det.engine.analysis import analyze
 from rope_vit_det.engine.command_line import add_config_option, pixels
 from rope_vit_det.errors import input_errors_as_one_line
+from rope_vit_det.report.analysis import analyze
 
 
 def parse_args() -> argparse.Namespace:

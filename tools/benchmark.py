@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-"""Measures the backbone beside its peers: times, memory, share of the machine's matrix rate."""
+"""Measures the backbone beside its peers: times, memory, share of the machine's matrix rate.
+
+Runs from the sources: what it calls lies in projects/, which is not installed.
+"""
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from rope_vit_det.benchmark import BenchmarkOptions, run_benchmark
-from rope_vit_det.benchmark.networks import CONTESTANTS
-from rope_vit_det.benchmark.report import format_report
-from rope_vit_det.benchmark.run import MODES, PRECISIONS
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from projects.benchmark import BenchmarkOptions, run_benchmark
+from projects.benchmark.networks import CONTESTANTS
+from projects.benchmark.report import format_report
+from projects.benchmark.run import MODES, PRECISIONS
 from rope_vit_det.errors import input_errors_as_one_line
 
 

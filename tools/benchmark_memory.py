@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Measures the peak memory of a training step: of our network beside birder's, or of a recipe."""
+"""Measures the peak memory of a training step: of our network beside birder's, or of a recipe.
+
+Runs from the sources: what it calls lies in projects/, which is not installed.
+"""
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from rope_vit_det.benchmark.memory import format_memory, measure_memory
-from rope_vit_det.benchmark.networks import CONTESTANTS, OUR_NETWORK
-from rope_vit_det.benchmark.recipe_memory import SWITCHES, format_recipe, measure_recipe
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from projects.benchmark.memory import format_memory, measure_memory
+from projects.benchmark.networks import CONTESTANTS, OUR_NETWORK
+from projects.benchmark.recipe_memory import SWITCHES, format_recipe, measure_recipe
 from rope_vit_det.engine.command_line import pixels
 from rope_vit_det.errors import input_errors_as_one_line
 

@@ -8,7 +8,7 @@ results of the others are complete); 2, nothing was done, for the reason on stde
 import argparse
 import sys
 
-from rope_vit_det.classification.main import run
+from rope_vit_det.classification.classify_files import run
 from rope_vit_det.errors import input_errors_as_one_line
 
 

@@ -13,7 +13,7 @@ Exit status: 1, they do not; 2, an input is wrong.
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.export.main import run
+from rope_vit_det.export.export_model import run
 
 
 @input_errors_as_one_line()

@@ -1,12 +1,18 @@
 #!/usr/bin/env python3
-"""Shows what the switches for high resolution do to a small detector (docs/high_resolution.md)."""
+"""Shows what the switches for high resolution do to a small detector (docs/high_resolution.md).
+
+Runs from the sources: what it calls lies in projects/, which is not installed.
+"""
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from projects.high_resolution_study.report import write_report
+from projects.high_resolution_study.study import SCALES, StudyOptions, run_study
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.studies.high_resolution import SCALES, StudyOptions, run_study
-from rope_vit_det.studies.report import write_report
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,7 +7,7 @@ Exit status 2: an input is wrong, for the reason on stderr, and nothing was writ
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.prediction.main import run
+from rope_vit_det.prediction.predict_files import run
 
 
 @input_errors_as_one_line()

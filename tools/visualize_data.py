@@ -3,8 +3,7 @@
 
 import argparse
 
-from rope_vit_det.engine.command_line import add_config_option
-from rope_vit_det.engine.own_data import add_own_data_options
+from rope_vit_det.engine.command_line import add_config_option, add_own_data_options
 from rope_vit_det.errors import input_errors_as_one_line
 from rope_vit_det.visualization.samples import run
 

@@ -8,7 +8,7 @@ python tools/visualize_results.py --input output/demo/inference/coco_instances_r
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.visualization.results import run
+from rope_vit_det.visualization.worst_images import run
 
 
 @input_errors_as_one_line()

@@ -5,7 +5,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from rope_vit_det import RoPEViTPyramid, create_backbone
-from rope_vit_det.engine.optimizer import parameter_groups
+from rope_vit_det.solver.optimizers import parameter_groups
 
 net = L(create_backbone)(
     name="rope_vit_reg4_b14",

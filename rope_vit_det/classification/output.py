@@ -10,8 +10,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import InputError
-from ..weights.files import new_file
-from .predict import Classes, Embeddings
+from ..utils.atomic_files import new_file
+from .classify import Classes, Embeddings
 
 SUFFIXES = (".csv", ".npz")
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from ..images import check_depth
+from ..utils.image_files import check_depth
 
 
 def classification_transform(

@@ -1,5 +1,5 @@
 """Datasets: checks before a run, and the generated one of the demo, registered on import."""
 
-from .demo import register_demo_dataset
+from .demo.dataset import register_demo_dataset
 
 register_demo_dataset()

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import InputError
-from ..seeding import Purpose, seed_all
+from ..utils.seeding import Purpose, seed_all
 from .large_scale_jitter import build_train_mapper
 from .readable import ReadableMapper, readable_records
 from .workers import ShieldedLoader

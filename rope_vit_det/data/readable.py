@@ -10,7 +10,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
 
 from ..errors import InputError
-from .image_file import for_each_file, image_size
+from ..utils.image_files import for_each_file, image_size
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from detectron2.modeling import (
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 from fvcore.common.registry import Registry
 
-from ..config import (
+from ..config.detectron2_keys import Rule, check_rules, number, one_of, several, whole
+from ..config.keys import (
     check_key,
     check_norm,
     check_pyramid_config,
@@ -25,9 +26,8 @@ from ..config import (
     get_key,
 )
 from ..errors import InputError, did_you_mean
-from ..heads import BACKBONES, check_features
-from ..models.arguments import is_number, is_whole_number
-from .check_keys import Rule, check_rules, number, one_of, several, whole
+from ..pyramids import BACKBONES, check_features
+from ..utils.arguments import is_number, is_whole_number
 
 _RCNNS = ("GeneralizedRCNN", "PanopticFPN")
 # Detectron2's, which read ROI_BOX_HEAD.NAME, empty by default; others may not.

@@ -2,23 +2,16 @@
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
-import detectron2
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
-from ..errors import InputError, did_you_mean
+from ..config.run_config import config_files, find_config_file
+from ..data.own import TRAIN, VAL, own_datasets, register_own_data, use_own_data
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In the package where it is installed, beside it in its sources.
-CONFIGS = next(
-    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
-)
-# Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
-ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -70,12 +63,6 @@ def pixels(text: str) -> tuple[int, int]:
     return size
 
 
-def config_files(args: argparse.Namespace) -> list[str]:
-    """What --config-file named, whether `args` are of :func:`argument_parser` or Detectron2's."""
-    given = args.config_file
-    return [given] if isinstance(given, str) and given else list(given)
-
-
 def log_config_files(args: argparse.Namespace) -> None:
     """Writes the files into the log, as Detectron2's `default_setup` does with one."""
     for name in config_files(args):
@@ -88,26 +75,39 @@ def without_config_files(args: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**vars(args) | {"config_file": ""})
 
 
-def find_config_file(name: str) -> str:
-    """The path of a config file: as given, or else by its name in `configs/` or Detectron2's zoo.
+_OPTIONS = {
+    "train_json": "annotations to train on, in COCO's format",
+    "train_images": "folder of their images",
+    "val_json": "annotations to evaluate on, in COCO's format",
+    "val_images": "folder of their images",
+}
+
+
+def add_own_data_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds --train-json, --train-images, --val-json and --val-images, short for DATASETS.OWN."""
+    group = parser.add_argument_group("your own data, in place of DATASETS.TRAIN and TEST")
+    for name, text in _OPTIONS.items():
+        group.add_argument("--" + name.replace("_", "-"), default="", metavar="PATH", help=text)
+    return parser
+
+
+def add_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Registers the data that the options, or DATASETS.OWN, name, and fits the config to it.
 
     Args:
-        name: such as "configs/demo.yaml" or "demo.yaml", wherever one is.
+        cfg: changed in place.
+        args: with or without the options of :func:`add_own_data_options`.
 
     Raises:
-        InputError: there is none; names close matches.
+        InputError: a path is missing, or the options do not go together.
     """
-    if os.path.isfile(name):
-        return name
-    for path in (CONFIGS / name.removeprefix("configs/"), ZOO / name) if name else ():
-        if path.is_file():
-            return str(path)
-    known = [
-        path.relative_to(folder).as_posix()
-        for folder in (CONFIGS, ZOO)
-        for path in folder.rglob("*.*")
-    ]
-    raise InputError(
-        f"--config-file {name}: no such file, neither here nor in configs/ or Detectron2's zoo"
-        + did_you_mean(name, known)
-    )
+    for name in _OPTIONS:
+        if getattr(args, name, ""):
+            cfg.DATASETS.OWN[name.upper()] = getattr(args, name)
+    datasets = own_datasets(cfg)
+    if VAL in datasets and TRAIN not in datasets and not args.eval_only:
+        raise InputError(
+            "--val-json without --train-json: name both to train, or add --eval-only to evaluate"
+        )
+    use_own_data(cfg)
+    register_own_data(cfg)

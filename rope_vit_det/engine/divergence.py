@@ -18,11 +18,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..checkpoint.checkpoint_files import last_good_checkpoint
+from ..checkpoint.running_state import RunningState
 from ..errors import DivergedError, InputError
-from ..weights.files import new_file
+from ..utils.atomic_files import new_file
 from ..weights.safe import load_torch_file
-from .checkpoint_files import last_good_checkpoint
-from .running_state import RunningState
 from .train_step import NotFiniteError, TrainStep
 
 _STRUCTURES = [Instances, Boxes, RotatedBoxes, BitMasks, PolygonMasks, Keypoints]

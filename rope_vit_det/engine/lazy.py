@@ -23,24 +23,23 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..checkpoint.running_state import RunningState
+from ..config.run_config import config_files, find_config_file
 from ..data.classes import dataset_classes
 from ..data.loader import build_seeded_loader
 from ..data.workers import ShieldedLoader
+from ..distributed.launch import launch, wrap_model
 from ..errors import InputError
-from ..seeding import Purpose, seed_all
-from .checkpoint import DetectorCheckpointer
-from .checkpoints import Checkpoints
-from .command_line import config_files, find_config_file, log_config_files, without_config_files
-from .distributed import launch, wrap_model
+from ..solver.learning_rates import learning_rate_table
+from ..utils.memory import bound_caches
+from ..utils.seeding import Purpose, seed_all
+from .command_line import log_config_files, without_config_files
 from .divergence import replay
-from .history import EventHistory
+from .hooks import Checkpoints, EventHistory
 from .lazy_checks import check_lazy_config, dataset_names
-from .learning_rates import learning_rate_table
-from .output import check_output, clear_output, describe_output
-from .record import record_run
 from .resumable import ResumableTrainer
-from .running_state import RunningState
-from .seed import settle_seed
+from .run_folder import check_output, clear_output, describe_output, record_run, settle_seed
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -186,6 +185,7 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
 
 
 def _run_in_process(args: argparse.Namespace) -> None:
+    bound_caches()
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
     output = None if args.eval_only else cfg.train.output_dir

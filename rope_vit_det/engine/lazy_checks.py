@@ -9,15 +9,15 @@ from detectron2.config import CfgNode, get_cfg
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError
 
-from ..config import AMP_DTYPES, add_rope_vit_config
+from ..checkpoint.checkpoint_files import resumable_checkpoint
+from ..checkpoint.checkpointer import check_weights_path
+from ..config.keys import AMP_DTYPES, add_rope_vit_config
+from ..config.use import disagreement
 from ..errors import InputError
 from ..models.variants import VARIANTS
-from ..use import disagreement
 from ..weights.detector import LAZY_NAMES
 from ..weights.detectron2_format import read_info
-from ..weights.load import PREFIX
-from .checkpoint import as_birder_url, check_weights_path
-from .checkpoint_files import resumable_checkpoint
+from ..weights.load import PREFIX, as_birder_url
 from .setup import check_data
 
 # By where the number of classes stands.

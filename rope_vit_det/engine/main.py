@@ -9,11 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..distributed.launch import check_processes, launch, starts_the_run
 from .build_errors import build_errors_as_input_errors
-from .checkpoint import DetectorCheckpointer
-from .distributed import check_processes, launch, starts_the_run
 from .divergence import replay
-from .output import check_output, clear_output, describe_output
+from .run_folder import check_output, clear_output, describe_output
 from .setup import check_config, check_settings, load_config, setup
 from .train_step import training_precision
 from .trainer import Trainer
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
     Args:
         args: of Detectron2's `default_argument_parser`, with or without the options of
-            :func:`rope_vit_det.engine.own_data.add_own_data_options`.
+            :func:`rope_vit_det.engine.command_line.add_own_data_options`.
 
     Raises:
         InputError: for a wrong config, weights or data.

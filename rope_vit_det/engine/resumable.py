@@ -7,12 +7,12 @@ from typing import Any
 
 from detectron2.engine import TrainerBase, hooks
 
+from ..checkpoint.checkpoint_files import cannot_write
+from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..checkpoint.running_state import RunningState
 from ..errors import RunError
-from .checkpoint import DetectorCheckpointer
-from .checkpoint_files import cannot_write
-from .checkpoints import Checkpoints
 from .divergence import end_diverged
-from .running_state import RunningState
+from .hooks import Checkpoints
 from .train_step import NotFiniteError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

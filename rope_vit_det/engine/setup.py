@@ -2,39 +2,30 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
-from functools import partial
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_rope_vit_config, check_input_config, check_solver_config
-from ..data.check import check_datasets, check_same_classes
+from ..checkpoint.checkpoint_files import resumable_checkpoint
+from ..checkpoint.checkpointer import check_weights_path, read_classes, weights_error
+from ..config.detectron2_keys import check_keys
+from ..config.keys import check_input_config, check_solver_config
+from ..config.run_config import config_files, find_config_file, merge_config
+from ..config.use import compared_settings, disagreement
 from ..data.own import register_own_data
+from ..data.validation.check import check_datasets, check_same_classes
 from ..errors import InputError
 from ..evaluation.evaluators import check_evaluator
-from ..use import compared_settings, disagreement
+from ..utils.memory import bound_caches
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIX
 from .check_heads import check_model
-from .check_keys import check_device, check_keys, check_nothing_is_none
-from .checkpoint import as_birder_url, check_weights_path, read_classes, weights_error
-from .checkpoint_files import resumable_checkpoint
-from .command_line import (
-    config_files,
-    find_config_file,
-    log_config_files,
-    without_config_files,
-)
-from .merge import merge
-from .own_data import add_own_data
-from .record import record_run
-from .seed import settle_seed
+from .command_line import add_own_data, log_config_files, without_config_files
+from .run_folder import record_run, settle_seed
 from .trainer import with_seed
-from .yaml_config import merge_from_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +46,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = merge_config([find_config_file(name) for name in config_files(args)], args.opts)
     add_own_data(cfg, args)
     cfg.freeze()
-    return cfg
-
-
-def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
-    """A config of yaml files, in this order, and KEY VALUE pairs; no data is looked at.
-
-    Raises:
-        InputError: as :func:`load_config` does.
-    """
-    cfg = get_cfg()
-    add_rope_vit_config(cfg)
-    for path in paths:
-        merge(cfg, path, partial(merge_from_yaml, cfg), path)
-    merge(cfg, "command line", cfg.merge_from_list, list(opts))
-    check_nothing_is_none(cfg)
-    check_device(cfg)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
     return cfg
 
 
@@ -143,6 +115,7 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     Returns:
         The config with the seed that was drawn, where it had none.
     """
+    bound_caches()
     register_own_data(cfg)
     if args.eval_only:
         seed = settle_seed(cfg.SEED)

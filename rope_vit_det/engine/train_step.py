@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import MicroBatchSampler
-from ..layers.cpu_kernels import is_slow_at_bf16
-from ..seeding import Purpose, seed_all
-from .distributed import in_any_process
+from ..distributed.launch import in_any_process
+from ..layers.cpu import is_slow_at_bf16
+from ..utils.seeding import Purpose, seed_all
 
 logger = logging.getLogger(__name__)
 

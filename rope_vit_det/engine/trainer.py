@@ -15,22 +15,18 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
 
+from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..checkpoint.running_state import RunningState
 from ..data.classes import dataset_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.workers import ShieldedLoader
+from ..distributed.launch import wrap_model
 from ..evaluation.evaluators import build_evaluator
-from .best import BestCheckpointer, StopTraining
-from .checkpoint import DetectorCheckpointer
-from .checkpoints import Checkpoints
-from .distributed import wrap_model
-from .ema import EMA
-from .history import EventHistory
-from .learning_rates import learning_rate_table
-from .memory import PeakMemory
-from .optimizer import build_optimizer
+from ..solver.learning_rates import learning_rate_table
+from ..solver.optimizers import build_optimizer
+from .hooks import EMA, BestCheckpointer, Checkpoints, EventHistory, PeakMemory, StopTraining
 from .resumable import ResumableTrainer
-from .running_state import RunningState
-from .seed import settle_seed
+from .run_folder import settle_seed
 from .train_step import build_train_step
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from detectron2.structures import Instances, pairwise_iou
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.demo import draw_scene
-from ..data.image_file import read_rgb
+from ..data.demo.dataset import draw_scene
 from ..errors import RunError
-from .detector import find_instances, pad, to_instances
+from ..utils.image_files import read_rgb
+from .traced_detector import find_instances, pad, to_instances
 
 # Largest differences that float32 explains: of a score or a mask's probability; of a box, in
 # pixels; of a feature map, relative to its largest value.
@@ -56,7 +56,7 @@ def compare_detections(
 
     Args:
         detector: of :func:`~rope_vit_det.export.padding.with_padding`.
-        exported: see :func:`~rope_vit_det.export.detector.trace_detector`.
+        exported: see :func:`~rope_vit_det.export.traced_detector.trace_detector`.
         threshold: of the scores; detections as near to it as scores may differ are left out.
         step: of which height and width of the exported detector's images are multiples.
 

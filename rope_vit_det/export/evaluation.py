@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..engine import Trainer
 from ..errors import RunError
-from .detector import pad, to_instances
+from .traced_detector import pad, to_instances
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -23,7 +23,7 @@ class ExportedDetector(nn.Module):
         """
         Args:
             run: from an image and its size to tensors, see
-                :func:`~rope_vit_det.export.detector.trace_detector`.
+                :func:`~rope_vit_det.export.traced_detector.trace_detector`.
             step: of which height and width are multiples.
         """
         super().__init__()

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cpu_kernels
-from .cpu_kernels import Linear
+from . import cpu as cpu_kernels
+from .cpu import Linear
 from .graphs import is_building_graph
 from .rope import Rotation, apply_rotary
 from .windows import WindowGroup, num_tokens
 
 # Where our CPU kernels serve, plain bf16 products over all heads at once are the fastest up to some
 # number of keys: 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
-_PLAIN_MOST_KEYS = 1024
+_MAX_PLAIN_KEYS = 1024
 
 
 class RotaryAttention(nn.Module):
@@ -92,7 +92,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of (B, Nq, H, D) queries over (B, Nk, H, D) keys and values."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if cpu_kernels.usable(q):
-        if k.shape[2] > _PLAIN_MOST_KEYS:
+        if k.shape[2] > _MAX_PLAIN_KEYS:
             return cpu_kernels.attend_by_heads(q, k, v).transpose(1, 2)
         if q.dtype == torch.bfloat16:
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)

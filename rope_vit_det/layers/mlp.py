@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_kernels import Linear, by_parts
+from .cpu import Linear, by_parts
 
 
 class FeedForward(nn.Sequential):

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..layers.attention import RotaryAttention, attend_within
-from ..layers.cpu_kernels import num_parts
+from ..layers.cpu import RunningAttention, num_parts
 from ..layers.mlp import FeedForward, LayerScale, SwiGLU
 from ..layers.rope import Rotation
-from ..layers.running_attention import RunningAttention
 from ..layers.windows import WindowGroup, num_tokens, window_parts
 
 

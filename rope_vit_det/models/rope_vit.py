@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers.cpu_kernels import is_slow_bf16_autocast
+from ..layers.cpu import is_slow_bf16_autocast
 from ..layers.graphs import is_building_graph
 from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
 from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
-from .arguments import (
+from ..utils.arguments import (
     are_blocks,
     check_argument,
     is_number,
@@ -29,7 +29,7 @@ from .encoder import Encoder, EncoderBlock
 
 # There is a graph for each combination of: the kinds of edge windows (about 15), batches of one or
 # more images, training or inference, precision.
-_MOST_GRAPHS = 256
+_MAX_GRAPHS = 256
 
 PtGridSize = tuple[int, int] | Literal["count"] | None
 
@@ -363,7 +363,7 @@ class RoPEViT(nn.Module):
             if table is not None:
                 dynamo.maybe_mark_dynamic(table, 1)
         # The graph splitter for DDP takes no activation checkpoints.
-        with dynamo.config.patch(recompile_limit=_MOST_GRAPHS, optimize_ddp=False):
+        with dynamo.config.patch(recompile_limit=_MAX_GRAPHS, optimize_ddp=False):
             return self._compiled_blocks(x, *args)
 
     def __getstate__(self) -> dict:

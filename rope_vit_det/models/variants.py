@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import did_you_mean
-from .arguments import is_whole_number
+from ..utils.arguments import is_whole_number
 from .rope_vit import PtGridSize, RoPEViT
 
 _DEMO = dict(hidden_dim=192, num_layers=4, num_heads=3, mlp_dim=768)

@@ -8,7 +8,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 
 from ..data.classes import Classes, to_coco_results
-from ..weights.files import new_file
+from ..utils.atomic_files import new_file
 
 
 class CocoPredictions:

@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from ..data.image_file import read_rgb
 from ..errors import InputError
-from ..images import READERS
+from ..utils.image_files import READERS, read_rgb
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 

@@ -12,11 +12,12 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..data.image_file import read_rgb
-from ..device import find_device
 from ..errors import InputError
+from ..utils.device import find_device
+from ..utils.image_files import read_rgb
+from ..utils.memory import bound_caches
 from ..visualization.colours import class_metadata
-from .detector import load_detector, read_detector_config
+from .load_detector import load_detector, read_detector_config
 
 if TYPE_CHECKING:
     import supervision
@@ -65,6 +66,7 @@ class Predictor:
         Raises:
             InputError: names the file, key or value that is wrong, and the remedy.
         """
+        bound_caches()
         cfg = read_detector_config(os.fspath(config_or_dir), _path(weights), opts, threshold)
         self.device = find_device(device)
         cfg.MODEL.DEVICE = str(self.device)

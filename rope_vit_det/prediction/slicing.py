@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from ..errors import InputError
 from .predictor import Predictor
 
-_LEAST_SIDE = 32
+_MIN_SIDE = 32
 
 
 def check_slicing(side: int) -> None:
@@ -21,8 +21,8 @@ def check_slicing(side: int) -> None:
     """
     if importlib.util.find_spec("sahi") is None:
         raise InputError("--slice needs the package sahi; pip install sahi")
-    if side < _LEAST_SIDE:
-        raise InputError(f"--slice takes the side of a slice, {_LEAST_SIDE} pixels or more")
+    if side < _MIN_SIDE:
+        raise InputError(f"--slice takes the side of a slice, {_MIN_SIDE} pixels or more")
 
 
 class SlicedPredictor:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
-from ..weights.files import new_file
+from ..utils.atomic_files import new_file
 
 # OpenCV's FFmpeg reads it when it is first used; its own lines would stand beside ours.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

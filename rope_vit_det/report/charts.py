@@ -13,9 +13,9 @@ from ..evaluation.precision import ClassPrecision
 
 _SIZE = (5.2, 3.6)  # inches
 _RECALLS = np.linspace(0, 1, 101)
-_MOST_LINES = 10
+_MAX_LINES = 10
 _THRESHOLDS = {0: "0.50", 5: "0.75", 8: "0.90"}
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 
 
 def chart(draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> str:
@@ -38,7 +38,7 @@ def precision_over_recall(precisions: Sequence[ClassPrecision]) -> Callable[[Axe
     whole, *classes = precisions
 
     def draw(axes: Axes) -> None:
-        shown = sorted(classes, key=lambda each: -each.num_objects)[:_MOST_LINES]
+        shown = sorted(classes, key=lambda each: -each.num_objects)[:_MAX_LINES]
         for each in shown if len(classes) > 1 else ():
             axes.plot(_RECALLS, each.precision[0], linewidth=1.2, label=each.name)
         for i, style in zip(_THRESHOLDS, ("-", "--", ":"), strict=True):
@@ -54,7 +54,7 @@ def precision_over_recall(precisions: Sequence[ClassPrecision]) -> Callable[[Axe
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Callable[[Axes], None]:
     """A map of :func:`~rope_vit_det.evaluation.matching.confusion_matrix`.
 
-    Colours are shares of a row. Of more than MOST_CLASSES classes, those with most mistakes.
+    Colours are shares of a row. Of more than MAX_CLASSES classes, those with most mistakes.
     """
     keep = _most_mistaken(counts)
     part = counts[np.ix_(keep, keep)]
@@ -67,7 +67,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Callable[[Axes], None
         axes.set_xticks(ticks, [label or "missed" for label in labels], rotation=60, ha="right")
         axes.set_yticks(ticks, [label or "nothing" for label in labels])
         axes.set(xlabel="detected as", ylabel="object")
-        if len(keep) <= _MOST_LINES + 1:
+        if len(keep) <= _MAX_LINES + 1:
             for row, column in np.ndindex(part.shape):
                 if part[row, column]:
                     colour = "white" if share[row, column] > 0.6 else "black"
@@ -79,5 +79,5 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Callable[[Axes], None
 
 def _most_mistaken(counts: np.ndarray) -> list[int]:
     mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
-    worst = np.argsort(-mistakes[:-1], kind="stable")[:MOST_CLASSES]
+    worst = np.argsort(-mistakes[:-1], kind="stable")[:MAX_CLASSES]
     return [*sorted(worst.tolist()), len(counts) - 1]

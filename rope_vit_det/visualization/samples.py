@@ -12,10 +12,10 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from ..config import check_input_config
-from ..data.check import check_datasets
+from ..config.keys import check_input_config
 from ..data.loader import build_train_loader
-from ..engine.seed import settle_seed
+from ..data.validation.check import check_datasets
+from ..engine.run_folder import settle_seed
 from ..engine.setup import load_config
 from ..engine.trainer import with_seed
 from ..errors import InputError
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     Args:
         args: of a command line with --config-file, --output-dir, --number, KEY VALUE pairs, and the
-            options of :func:`~rope_vit_det.engine.own_data.add_own_data_options`.
+            options of :func:`~rope_vit_det.engine.command_line.add_own_data_options`.
 
     Raises:
         InputError: for a wrong config or data; nothing was written.

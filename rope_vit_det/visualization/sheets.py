@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..weights.files import new_file
+from ..utils.atomic_files import new_file
 
 _CAPTION_HEIGHT = 44
 _GAP = 8

@@ -1,7 +1,7 @@
 """Names to files to networks: published weights, birder's files, `birder://` in Detectron2."""
 
+from .birder import read_weights_file, write_weights_file
 from .catalogue import PublishedWeights, published_weights, resolve
-from .files import read_weights_file, write_weights_file
 from .info import WeightsInfo
 from .load import load_model
 

@@ -11,16 +11,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..layers.patch_embed import pseudo_inverse_resize, resample_kernel
 from ..models.variants import VARIANTS
+from ..utils.atomic_files import check_new_file
+from .birder import SUFFIXES, misfit, network_of_file_name, write_torch_file, write_weights_file
 from .detector import read_detector
 from .detectron2_format import to_detectron2
-from .files import (
-    SUFFIXES,
-    check_new_file,
-    misfit,
-    network_of_file_name,
-    write_torch_file,
-    write_weights_file,
-)
 from .info import WeightsInfo
 from .load import locate, read_weights
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.variants import VARIANTS, create_model
+from .birder import misfit
 from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
-from .files import misfit
 from .info import WeightsInfo, architecture_from_config
 from .load import read_weights
 from .safe import first_not_finite, load_torch_file

@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import InputError
-from .files import (
+from .birder import (
     info_from_fields,
     network_of_file_name,
     read_fields,

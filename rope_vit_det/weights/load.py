@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
 from ..models.variants import create_model
+from .birder import SUFFIXES, is_weights_file, read_weights_file
 from .catalogue import resolve
-from .files import SUFFIXES, read_weights_file
 from .hub import fetch
 from .info import WeightsInfo, architecture_from_config
 
@@ -102,3 +102,16 @@ def locate(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
     if is_path or path.is_file() or not isinstance(name_or_path, str):
         return path, None
     return fetch(resolve(text)), text
+
+
+def as_birder_url(path: str) -> str:
+    """A plain path to a file of birder's as `birder:/path`, which Detectron2 can load; else as is.
+
+    Detectron2's checkpointer sends plain paths past its PathManager.
+    """
+    if not path.endswith(SUFFIXES) or "://" in path or path.startswith(PREFIX):
+        return path
+    try:
+        return birder_url(path) if is_weights_file(path) else path
+    except InputError:
+        return path  # whoever loads it will say what is wrong

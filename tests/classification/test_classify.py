@@ -20,9 +20,9 @@ from helpers import BIRDS, RGB_STATS, move_off_initial_values
 from PIL import Image
 
 from rope_vit_det.classification import classification_transform
-from rope_vit_det.classification.main import run
+from rope_vit_det.classification.classify_files import run
 from rope_vit_det.errors import InputError
-from rope_vit_det.images import find_images
+from rope_vit_det.utils.image_files import find_images
 from rope_vit_det.weights import read_weights_file, write_weights_file
 
 NETWORK = "rope_vit_reg1_t16"

@@ -18,8 +18,8 @@ from stand_in import cut_down, cut_down_lazy
 
 from rope_vit_det.data.large_scale_jitter import build_train_mapper
 from rope_vit_det.engine import Trainer, lazy
-from rope_vit_det.engine.optimizer import build_optimizer
 from rope_vit_det.engine.setup import load_config
+from rope_vit_det.solver.optimizers import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BOTH = sorted(

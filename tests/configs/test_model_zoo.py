@@ -11,8 +11,8 @@ from detectron2.utils.events import EventStorage
 from stand_in import cut_down
 
 from rope_vit_det import use_rope_vit
+from rope_vit_det.config.run_config import ZOO
 from rope_vit_det.engine import Trainer
-from rope_vit_det.engine.command_line import ZOO
 from rope_vit_det.engine.setup import check_settings, load_config
 from rope_vit_det.errors import InputError
 

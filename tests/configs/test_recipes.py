@@ -12,7 +12,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 from stand_in import cut_down, cut_down_lazy
 
-from rope_vit_det.config import check_input_config, check_solver_config
+from rope_vit_det.config.keys import check_input_config, check_solver_config
 from rope_vit_det.engine import Trainer, lazy
 from rope_vit_det.engine.setup import load_config
 

@@ -10,7 +10,7 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.data import DatasetCatalog
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.config import check_input_config
+from rope_vit_det.config.keys import check_input_config
 from rope_vit_det.data.large_scale_jitter import build_train_mapper
 from rope_vit_det.errors import InputError
 

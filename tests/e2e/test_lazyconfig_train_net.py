@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rope_vit_det.engine.checkpoint import read_classes
+from rope_vit_det.checkpoint.checkpointer import read_classes
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"

@@ -18,8 +18,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from rope_vit_det.checkpoint.checkpointer import check_weights_path
 from rope_vit_det.engine import trainer
-from rope_vit_det.engine.checkpoint import check_weights_path
 
 ROOT = Path(__file__).parents[2]
 

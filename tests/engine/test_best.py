@@ -5,7 +5,7 @@ import torch
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import TrainerBase, hooks
 
-from rope_vit_det.engine.best import BestCheckpointer, StopTraining
+from rope_vit_det.engine.hooks import BestCheckpointer, StopTraining
 from rope_vit_det.errors import InputError
 
 

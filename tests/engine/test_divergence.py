@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase
+from helpers import DEMO_CONFIG
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.engine.divergence import replay

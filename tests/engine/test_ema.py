@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
+from helpers import DEMO_CONFIG
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.engine.ema import EMA
+from rope_vit_det.engine.hooks import EMA
 from rope_vit_det.engine.trainer import Trainer
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from rope_vit_det.engine.checkpoint import read_classes
+from rope_vit_det.checkpoint.checkpointer import read_classes
 
 ROOT = Path(__file__).parents[2]
 TINY = (

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEMO_CONFIG
 from detectron2.config import LazyConfig, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase, hooks
-from helpers import differences, metrics_without_times
+from helpers import DEMO_CONFIG, differences, metrics_without_times
 from stand_in import cut_down_lazy
 
 from rope_vit_det import add_rope_vit_config

@@ -7,12 +7,12 @@ import pytest
 from detectron2.layers import get_norm
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_BOX_HEAD_REGISTRY, build_model
 
-from rope_vit_det.config import NORMS
+from rope_vit_det.config.keys import NORMS
 from rope_vit_det.engine import main
 from rope_vit_det.engine.command_line import argument_parser
-from rope_vit_det.engine.optimizer import build_optimizer
 from rope_vit_det.engine.setup import check_settings, load_config
 from rope_vit_det.errors import InputError
+from rope_vit_det.solver.optimizers import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -231,7 +231,7 @@ def test_the_pyramid_checks_its_keys_in_any_script(detector_cfg, key, value, mes
 @pytest.mark.parametrize(("rate", "told"), [(0.02, 1), (0.001, 0)])
 def test_a_rate_of_sgds_is_told_of(detector_cfg, caplog, rate, told):
     detector_cfg.SOLVER.BASE_LR = rate
-    with caplog.at_level(logging.WARNING, logger="rope_vit_det.engine.optimizer"):
+    with caplog.at_level(logging.WARNING, logger="rope_vit_det.solver.optimizers"):
         build_optimizer(detector_cfg, build_model(detector_cfg))
     lines = [record.getMessage() for record in caplog.records if "BASE_LR" in record.getMessage()]
     assert len(lines) == told and all("\n" not in line for line in lines)

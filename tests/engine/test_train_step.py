@@ -7,9 +7,9 @@ import torch
 from detectron2.utils.events import EventStorage
 from helpers import relative_difference
 
-from rope_vit_det.engine.optimizer import build_optimizer
 from rope_vit_det.engine.train_step import build_train_step
-from rope_vit_det.layers import cpu_kernels
+from rope_vit_det.layers import cpu as cpu_kernels
+from rope_vit_det.solver.optimizers import build_optimizer
 
 
 class _Model(torch.nn.Module):

@@ -16,7 +16,7 @@ def cfg(small_demo_dataset, tmp_path):
         register_coco_instances(f"few_{split}", {}, str(json_file), str(small_demo_dataset / split))
     cfg = get_cfg()
     add_rope_vit_config(cfg)
-    from conftest import DEMO_CONFIG
+    from helpers import DEMO_CONFIG
 
     cfg.merge_from_file(str(DEMO_CONFIG))
     cfg.MODEL.DEVICE = "cpu"

@@ -14,10 +14,10 @@ from torch import nn
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.errors import InputError, RunError
-from rope_vit_det.export import main
+from rope_vit_det.export import export_model as main
 from rope_vit_det.export.checks import check_images, compare_detections, compare_features
-from rope_vit_det.export.detector import find_instances
 from rope_vit_det.export.sizes import size_multiple
+from rope_vit_det.export.traced_detector import find_instances
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "demo.yaml")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rope_vit_det.layers import cpu_kernels
+from rope_vit_det.layers import cpu as cpu_kernels
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from helpers import move_off_initial_values, relative_difference
 
 from rope_vit_det import RoPEViTBackbone, create_model
-from rope_vit_det.layers import cpu_kernels
+from rope_vit_det.layers import cpu as cpu_kernels
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_are_refused():

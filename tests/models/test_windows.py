@@ -6,7 +6,7 @@ from helpers import move_off_initial_values, relative_difference
 from reference import neck
 
 from rope_vit_det import create_model
-from rope_vit_det.layers import cpu_kernels
+from rope_vit_det.layers import cpu as cpu_kernels
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from rope_vit_det.layers.attention import attend, attend_windows
+from rope_vit_det.layers.cpu import RunningAttention
 from rope_vit_det.layers.patch_embed import (
     PatchEmbed,
     interpolate_position_table,
@@ -19,7 +20,6 @@ from rope_vit_det.layers.patch_embed import (
     tile_position_table,
 )
 from rope_vit_det.layers.rope import RotaryEmbedding2D, apply_rotary
-from rope_vit_det.layers.running_attention import RunningAttention
 from rope_vit_det.layers.windows import from_windows, to_windows, window_groups, window_parts
 
 SIDES = st.integers(1, 11)

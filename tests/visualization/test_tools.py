@@ -11,7 +11,8 @@ from PIL import Image
 
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.matching import ImageMatches
-from rope_vit_det.visualization import mistakes, results, samples
+from rope_vit_det.visualization import mistakes, samples
+from rope_vit_det.visualization import worst_images as results
 from rope_vit_det.visualization.colours import class_colours, class_metadata
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"

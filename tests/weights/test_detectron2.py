@@ -14,7 +14,7 @@ from detectron2.modeling import SimpleFeaturePyramid, build_model
 from helpers import relative_difference
 
 from rope_vit_det.backbone import RoPEViTBackbone, load_logger
-from rope_vit_det.engine.checkpoint import DetectorCheckpointer
+from rope_vit_det.checkpoint.checkpointer import DetectorCheckpointer
 from rope_vit_det.errors import InputError
 from rope_vit_det.models import VARIANTS, create_model
 from rope_vit_det.weights import published_weights

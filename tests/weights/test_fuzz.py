@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 SEED = int(os.getenv("FUZZ_SEED", "20261125"))
 COUNT = int(os.getenv("FUZZ_COUNT", "20000"))
 # Small, so that a file is read in milliseconds.

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rope_vit_det import load_model
-from rope_vit_det.engine.checkpoint import DetectorCheckpointer
+from rope_vit_det.checkpoint.checkpointer import DetectorCheckpointer
 from rope_vit_det.errors import InputError
 from rope_vit_det.weights import read_weights_file
 from rope_vit_det.weights.safe import load_pickle, load_torch_file

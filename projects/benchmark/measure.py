@@ -1,0 +1,112 @@
+"""Time and memory of one call."""
+
+import copy
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rope_vit_det.layers.cpu import by_parts
+from rope_vit_det.utils.memory import process_peak_mib, resident_mib
+
+_CLEAR_PEAK = "5"  # Linux's proc(5): resets VmHWM, the peak of the resident memory
+
+
+def forward_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], Tensor]:
+    """Inference on a batch of images."""
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        with _autocast(image.device, bf16):
+            return model(image)
+
+    return call
+
+
+def training_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], None]:
+    """Forward and backward pass; the gradients are there afterwards, and gone before the next."""
+    weight: list[Tensor] = []
+
+    def call() -> None:
+        with _autocast(image.device, bf16):
+            out = model(image)
+        if not weight:
+            weight.append(torch.randn_like(out))
+        for parameter in model.parameters():
+            parameter.grad = None
+        out.backward(weight[0])
+
+    return call
+
+
+def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callable[[], None], int]:
+    """The linear layers of a network on that many tokens, and nothing else of it.
+
+    Returns:
+        The call, and its floating-point operations.
+    """
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    # Each by the kernel, and on as many tokens at a time, as in the network itself.
+    layers = [
+        copy.deepcopy(module).to(dtype) for module in net.modules() if isinstance(module, nn.Linear)
+    ]
+    device = layers[0].weight.device
+    inputs = {
+        width: torch.randn(1, tokens, width, device=device, dtype=dtype)
+        for width in {layer.in_features for layer in layers}
+    }
+
+    @torch.inference_mode()
+    def call() -> None:
+        for layer in layers:
+            by_parts(layer, inputs[layer.in_features])
+
+    return call, 2 * tokens * sum(layer.weight.numel() for layer in layers)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Duration of one call."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(end) / 1000
+
+
+def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
+    """Peak memory of one call beyond what was held before it, in MiB.
+
+    On a GPU the allocator's, on Linux the resident memory's; None where neither can be had.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        # What was freed but kept by the C library would not count as new.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+        before = resident_mib()
+    except (OSError, AttributeError):
+        return None
+    call()
+    return process_peak_mib() - before
+
+
+def _autocast(device: torch.device, bf16: bool) -> torch.autocast | nullcontext:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()

@@ -1,0 +1,129 @@
+"""Peak memory of a recipe's training step under the switches that save some, on the CPU."""
+
+import multiprocessing
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from tabulate import tabulate
+
+from projects.benchmark.measure import peak_mib
+from rope_vit_det.engine.setup import load_config
+from rope_vit_det.engine.train_step import build_train_step
+from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.errors import InputError
+from rope_vit_det.layers.cpu import slow_bf16_too
+from rope_vit_det.utils.memory import process_peak_mib, resident_mib
+
+OBJECTS = 7  # of a COCO image, on average
+_CHECKPOINT = ("MODEL.ROPE_VIT.ACTIVATION_CHECKPOINT", "True")
+_FLOAT32 = ("SOLVER.AMP.ENABLED", "False")
+# What is switched on beside the recipe: KEY VALUE pairs.
+SWITCHES = {
+    "float32": _FLOAT32,
+    "float32, checkpointed": (*_FLOAT32, *_CHECKPOINT),
+    "bf16": (),
+    "bf16, checkpointed": _CHECKPOINT,
+    "bf16, accumulated": ("SOLVER.ACCUMULATE", "2"),
+    "bf16, accumulated, checkpointed": ("SOLVER.ACCUMULATE", "2", *_CHECKPOINT),
+    "bf16, 8 blocks frozen": ("MODEL.ROPE_VIT.FREEZE_BLOCKS", "8"),
+    "bf16, network frozen": ("MODEL.ROPE_VIT.FREEZE_BLOCKS", "-1"),
+}
+
+
+def measure_recipe(
+    config_file: str,
+    *,
+    image_size: tuple[int, int] = (1024, 1024),
+    images: int = 2,
+    switches: Sequence[str] = tuple(SWITCHES),
+    opts: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Measures a step of `images` images, optimizer and all, with each of the switches (Linux).
+
+    A fresh process for each builds detector and AdamW from the recipe, from random weights, takes a
+    step on small images, so that gradients and the optimizer's averages are there, and then the one
+    that is measured. The resident memory stands for a GPU's: it holds the same tensors, but not the
+    workspaces of a GPU's libraries.
+
+    Args:
+        config_file: a yaml recipe of a detector.
+        image_size: (h, w) of the images, in pixels.
+        images: of a step; halved by accumulation.
+        switches: names of `SWITCHES`.
+        opts: KEY VALUE pairs for all of them.
+
+    Returns:
+        A dict each: "switches"; "held_mib", weights, gradients and averages; "step_mib", the peak
+        beyond them; "process_mib", the peak of the process, interpreter and libraries included.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for name in switches:
+        with context.Pool(1) as pool:
+            arguments = (config_file, [*SWITCHES[name], *opts], image_size, images)
+            results.append({"switches": name} | pool.apply(_measure, arguments))
+    return results
+
+
+def format_recipe(results: Sequence[dict[str, Any]]) -> str:
+    """The results as a table in Markdown, in GiB."""
+    rows = [
+        [
+            each["switches"],
+            *(f"{mib / 1024:.1f}" for mib in (each["held_mib"], each["step_mib"])),
+            f"{(each['held_mib'] + each['step_mib']) / 1024:.1f}",
+        ]
+        for each in results
+    ]
+    headers = ["", "held, GiB", "step's peak, GiB", "together, GiB"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _measure(
+    config_file: str, opts: list[str], image_size: tuple[int, int], images: int
+) -> dict[str, float]:
+    fixed = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", "1"]
+    fixed += ["SOLVER.IMS_PER_BATCH", str(images)]
+    cfg = load_config(Namespace(config_file=[config_file], opts=[*fixed, *opts], num_gpus=1))
+    before = resident_mib()
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    batches = _batches(images // cfg.SOLVER.ACCUMULATE, cfg.SOLVER.ACCUMULATE, image_size)
+    with EventStorage(), slow_bf16_too():
+        trainer = build_train_step(cfg, model, batches, optimizer)
+        trainer.iter = 0
+        trainer.run_step()
+        held = resident_mib() - before
+        peak = peak_mib(trainer.run_step, torch.device("cpu"))
+        if peak is None:
+            raise InputError("the peak of the resident memory can be measured on Linux only")
+        process = process_peak_mib()
+    return {"held_mib": held, "step_mib": peak, "process_mib": process}
+
+
+def _batches(
+    images: int, accumulate: int, image_size: tuple[int, int]
+) -> Iterator[list[dict[str, Any]]]:
+    """A step's micro-batches of small images, then of large ones for ever."""
+    rng = np.random.default_rng(0)
+    for _ in range(accumulate):
+        yield [_sample(rng, 128, 128) for _ in range(images)]
+    while True:
+        yield [_sample(rng, *image_size) for _ in range(images)]
+
+
+def _sample(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
+    corner = rng.uniform(0, (0.6 * width, 0.6 * height), (OBJECTS, 2))
+    size = rng.uniform((0.1 * width, 0.1 * height), (0.4 * width, 0.4 * height), (OBJECTS, 2))
+    boxes = np.concatenate((corner, corner + size), axis=1)
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes).float())
+    instances.gt_classes = torch.zeros(OBJECTS, dtype=torch.long)
+    instances.gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes])
+    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+    return {"image": image, "height": height, "width": width, "instances": instances}

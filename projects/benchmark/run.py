@@ -1,0 +1,233 @@
+"""The rounds of a benchmark: every network after every other, again and again."""
+
+import datetime
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from projects.benchmark.bars import check_bars
+from projects.benchmark.measure import (
+    forward_call,
+    linear_layers_call,
+    peak_mib,
+    seconds,
+    training_call,
+)
+from projects.benchmark.networks import (
+    CONTESTANTS,
+    OUR_NETWORK,
+    FeatureMap,
+    NetworkOptions,
+    forward_flops,
+    is_installed,
+    share_parameters,
+)
+from rope_vit_det.errors import InputError
+
+PRECISIONS = ("fp32", "bf16")
+MODES = ("forward", "training")
+_PACKAGES = ("torch", "torchvision", "detectron2", "birder", "timm")
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What to measure.
+
+    Attributes:
+        grids: (h, w) in patch tokens; a network gets the image that its patches make such a grid
+            of, so that all of them work on the same number of tokens.
+        networks: names of `CONTESTANTS`.
+        precisions: "fp32", and "bf16" under autocast.
+        modes: "forward" (inference) and "training" (forward and backward pass).
+        compiled: measures ours as MODEL.ROPE_VIT.COMPILE runs them as well.
+        patch_stride: of our network, in pixels; None: its own patch size.
+        repeats: rounds, after one that only warms up.
+    """
+
+    grids: Sequence[tuple[int, int]] = ((64, 64),)
+    networks: Sequence[str] = tuple(CONTESTANTS)
+    precisions: Sequence[str] = PRECISIONS
+    modes: Sequence[str] = ("forward",)
+    compiled: bool = False
+    batch_size: int = 1
+    repeats: int = 5
+    device: str = "cpu"
+    variant: str = OUR_NETWORK
+    patch_stride: int | None = None
+    window_size: int = 16
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One thing that is timed, as the keys that name it in the report."""
+
+    label: dict[str, Any]
+    call: Callable[[], object]
+    flops: int
+
+
+def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
+    """Measures, interleaved: each round times every case once, so that drift meets all of them.
+
+    Returns:
+        A JSON-like dict: "date", "machine", "options", "absent" (peers that are not installed),
+        "output_difference" (global against birder), "matrix_rate", "measurements", "bars".
+
+    Raises:
+        InputError: an unknown name, or a device that is not there.
+    """
+    _check(options)
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    present = [n for n in options.networks if is_installed(CONTESTANTS[n].needs)]
+    network_options = NetworkOptions(options.variant, options.patch_stride, options.window_size)
+    models = {name: CONTESTANTS[name].build(network_options).to(device) for name in present}
+    ours = [name for name in present if CONTESTANTS[name].ours]
+    compiled = {
+        name: CONTESTANTS[name].build(replace(network_options, compile=True)).to(device)
+        for name in (ours if options.compiled else ())
+    }
+    share_parameters([models[name] for name in ours] + [*compiled.values()], models.get("birder"))
+    floor_net = CONTESTANTS["global"].build(network_options).to(device).net
+
+    cases, floors = [], []
+    for grid in options.grids:
+        cases += _cases(options, models, compiled, grid, device)
+        for precision in options.precisions:
+            call, flops = linear_layers_call(
+                floor_net, options.batch_size * grid[0] * grid[1], precision == "bf16"
+            )
+            floors.append(_Case({"precision": precision, "grid": list(grid)}, call, flops))
+    times = _time([*floors, *cases], options.repeats, device)
+    rates = [
+        {**case.label, "gflops": case.flops / median(taken) / 1e9}
+        for case, taken in zip(floors, times, strict=False)
+    ]
+    measurements = []
+    for case, taken in zip(cases, times[len(floors) :], strict=True):
+        (rate,) = (
+            r["gflops"]
+            for r in rates
+            if (r["precision"], r["grid"]) == (case.label["precision"], case.label["grid"])
+        )
+        measurements.append(
+            {
+                **case.label,
+                "median_s": median(taken),
+                "seconds": taken,
+                "peak_mib": peak_mib(case.call, device),
+                "gflops": case.flops / median(taken) / 1e9,
+                "share_of_matrix_rate": case.flops / median(taken) / 1e9 / rate,
+            }
+        )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": _machine(device),
+        "options": {**vars(options), "grids": [list(grid) for grid in options.grids]},
+        "absent": [n for n in options.networks if n not in present],
+        "output_difference": _output_difference(models, options.grids[0], device),
+        "matrix_rate": rates,
+        "measurements": measurements,
+        "bars": check_bars(measurements),
+    }
+
+
+def _check(options: BenchmarkOptions) -> None:
+    for key, allowed in (("networks", CONTESTANTS), ("precisions", PRECISIONS), ("modes", MODES)):
+        unknown = [value for value in getattr(options, key) if value not in allowed]
+        if unknown:
+            raise InputError(f"{key}: unknown {unknown[0]!r}; known are {', '.join(allowed)}")
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {options.device}: this machine has no GPU; use cpu")
+
+
+def _cases(
+    options: BenchmarkOptions,
+    models: dict[str, FeatureMap],
+    compiled_models: dict[str, FeatureMap],
+    grid: tuple[int, int],
+    device: torch.device,
+) -> list[_Case]:
+    cases = []
+    for name, model in models.items():
+        size = (grid[0] * model.patch, grid[1] * model.patch)
+        image = torch.randn(options.batch_size, 3, *size, device=device)
+        flops = options.batch_size * forward_flops(model, size)
+        for mode in options.modes:
+            for precision in options.precisions:
+                for compiled in (False, True) if name in compiled_models else (False,):
+                    label = {
+                        "network": name,
+                        "mode": mode,
+                        "precision": precision,
+                        "compiled": compiled,
+                        "grid": list(grid),
+                        "image": list(size),
+                        "batch_size": options.batch_size,
+                    }
+                    run = compiled_models[name] if compiled else model
+                    make = forward_call if mode == "forward" else training_call
+                    call = _in_mode(run, mode, make(run, image, precision == "bf16"))
+                    cases.append(_Case(label, call, flops * (1 if mode == "forward" else 3)))
+    return cases
+
+
+def _in_mode(model: nn.Module, mode: str, call: Callable[[], object]) -> Callable[[], object]:
+    def switched() -> object:
+        model.train(mode == "training")
+        return call()
+
+    return switched
+
+
+def _time(cases: Sequence[_Case], repeats: int, device: torch.device) -> list[list[float]]:
+    times: list[list[float]] = [[] for _ in cases]
+    for turn in range(-1, repeats):
+        for case, taken in zip(cases, times, strict=True):
+            duration = seconds(case.call, device)
+            if turn >= 0:
+                taken.append(duration)
+    return times
+
+
+def _output_difference(
+    models: dict[str, FeatureMap], grid: tuple[int, int], device: torch.device
+) -> float | None:
+    """Largest difference of our global network from birder's, over the largest value, in fp32."""
+    if not {"global", "birder"} <= models.keys():
+        return None
+    ours, oracle = models["global"], models["birder"]
+    if ours.patch != oracle.patch:
+        return None
+    image = torch.randn(1, 3, grid[0] * ours.patch, grid[1] * ours.patch, device=device)
+    expected = forward_call(oracle.eval(), image, False)()
+    found = forward_call(ours.eval(), image, False)()
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), "versions": versions}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

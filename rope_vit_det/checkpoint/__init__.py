@@ -1,0 +1,1 @@
+"""What a checkpoint holds, its files, and finding them again."""

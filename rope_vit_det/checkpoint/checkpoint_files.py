@@ -1,0 +1,175 @@
+"""Checkpoints as files: written whole or not at all, found again, pruned."""
+
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DiskFullError, InputError
+from ..utils.atomic_files import new_file
+from ..weights.safe import load_torch_file, not_plain
+
+LAST = "last_checkpoint"
+_FINAL = "model_final.pth"
+_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+
+logger = logging.getLogger(__name__)
+
+
+def write_checkpoint(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
+    """Writes a checkpoint: to a temporary file, onto the disk, and then under its name.
+
+    Temporary files that killed processes left in the folder are removed first.
+
+    Raises:
+        DiskFullError: it cannot be written; names the last good one, which is as it was.
+    """
+    folder = Path(path).parent
+    for left in folder.glob(".model_*.tmp"):
+        left.unlink(missing_ok=True)
+    try:
+        with new_file(path, force=True) as temporary, open(temporary, "wb") as file:
+            _save(data, file)
+    except InputError as error:
+        raise cannot_write(folder, str(error)) from None
+
+
+def tag_checkpoint(folder: str | os.PathLike, name: str) -> None:
+    """Makes a checkpoint of a folder the one that runs resume from.
+
+    Raises:
+        DiskFullError: this cannot be written.
+    """
+    try:
+        with new_file(Path(folder, LAST), force=True) as temporary:
+            temporary.write_text(name)
+    except InputError as error:
+        raise cannot_write(folder, str(error)) from None
+
+
+def cannot_write(folder: str | os.PathLike, reason: str) -> DiskFullError:
+    """The error with what to do about it, and the last good checkpoint."""
+    return DiskFullError(
+        f"{reason}; make room and go on with --resume; the last good checkpoint is "
+        f"{last_good_checkpoint(folder) or 'none'}"
+    )
+
+
+def prune_checkpoints(folder: str | os.PathLike, keep: int) -> None:
+    """Removes the oldest periodic checkpoints, `model_0001234.pth`, and keeps all others.
+
+    Args:
+        keep: how many periodic ones stay, 1 or more.
+    """
+    periodic = [path for path in Path(folder).iterdir() if _PERIODIC.fullmatch(path.name)]
+    for path in _newest_first(periodic)[keep:]:
+        logger.info("Removing %s: SOLVER.KEEP_CHECKPOINTS %d", path, keep)
+        path.unlink(missing_ok=True)
+
+
+def resumable_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The checkpoint that a run resumes from: the one of `last_checkpoint` if it is whole.
+
+    Otherwise its fault is logged and the newest whole one is taken. Reads the whole file.
+
+    Returns:
+        Its path; None where the folder has no `last_checkpoint`.
+
+    Raises:
+        InputError: there are checkpoints, and none is whole.
+    """
+    faults = []
+    for path in _candidates(folder):
+        fault = fault_of_checkpoint(path)
+        if fault is None:
+            if faults:
+                logger.warning("%s; resuming from the one before, %s", "; ".join(faults), path)
+            return str(path)
+        faults.append(fault)
+    if faults:
+        raise InputError(f"no checkpoint to resume from: {'; '.join(faults)}; begin a new training")
+    return None
+
+
+def last_good_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint without NaNs, as :func:`resumable_checkpoint` takes it."""
+    return next((str(p) for p in _candidates(folder) if fault_of_checkpoint(p) is None), None)
+
+
+def fault_of_checkpoint(path: str | os.PathLike) -> str | None:
+    """What is wrong with a checkpoint, naming it; None for a whole one. Reads the whole file."""
+    try:
+        checkpoint = load_torch_file(path, mmap=True)
+        if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
+            return f"{path} is no checkpoint"
+        check_tensors(path, checkpoint["model"])
+    except InputError as error:
+        return str(error)
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+            wrong = archive.testzip()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        wrong = "its end"
+    return wrong and f"{path} is damaged at {wrong}"
+
+
+def check_tensors(filename: str | os.PathLike, model: Any) -> None:
+    """Checks the weights of a checkpoint.
+
+    Raises:
+        InputError: they are no tensors, or have NaNs.
+    """
+    if not isinstance(model, Mapping):
+        raise InputError(f"{filename} is no checkpoint: its 'model' is a {type(model).__name__}")
+    if not model:
+        raise InputError(f"{filename} is no checkpoint: it holds no tensor")
+    for key, value in model.items():
+        problem = not_plain(value) if isinstance(key, str) else "not under a name"
+        if problem:
+            raise InputError(f"{filename} is no checkpoint: its {key!r} is {problem}")
+        if torch.as_tensor(value).isnan().any():
+            raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
+
+
+def _candidates(folder: str | os.PathLike) -> list[Path]:
+    tag = Path(folder, LAST)
+    if not tag.is_file():
+        return []
+    named = tag.with_name(tag.read_text().strip() or _FINAL)
+    others = [
+        path
+        for path in tag.parent.iterdir()
+        if path != named and (path.name == _FINAL or _PERIODIC.fullmatch(path.name))
+    ]
+    return [named, *_newest_first(others)]
+
+
+def _newest_first(paths: list[Path]) -> list[Path]:
+    return sorted(paths, key=_iteration, reverse=True)
+
+
+def _iteration(path: Path) -> int:
+    """The one that a checkpoint was written at; not by its time, which copies change."""
+    periodic = _PERIODIC.fullmatch(path.name)
+    if periodic:
+        return int(periodic[1])
+    try:
+        return int(load_torch_file(path, mmap=True)["iteration"])
+    except (InputError, TypeError, KeyError, ValueError):
+        return -1
+
+
+def _save(data: Mapping[str, Any], file: Any) -> None:
+    try:
+        torch.save(data, file)
+    except RuntimeError as error:
+        # torch's writer turns the error of a full disk into one about positions.
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or error from None

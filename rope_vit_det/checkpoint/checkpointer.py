@@ -1,0 +1,252 @@
+"""Detectron2's checkpointer: safe reading, errors that name the file, classes, averaged weights."""
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import _filter_reused_missing_keys
+from torch import nn
+
+from ..data.classes import Classes
+from ..errors import InputError
+from ..models import RoPEViT
+from ..weights.detectron2_format import BACKBONE, METADATA_KEY
+from ..weights.load import PREFIX, as_birder_url
+from ..weights.safe import load_pickle, load_torch_file
+from .checkpoint_files import (
+    check_tensors,
+    prune_checkpoints,
+    resumable_checkpoint,
+    tag_checkpoint,
+    write_checkpoint,
+)
+
+BEST = "model_best.pth"
+_TIMEOUT = 30  # seconds without an answer of a web server
+
+
+class DetectorCheckpointer(DetectionCheckpointer):
+    """A :class:`DetectionCheckpointer` that runs no code of the files it reads.
+
+    It takes plain paths to birder's files too. The backbone refuses half a load by itself, in any
+    script; here the message gains the file, and the shapes that Detectron2 would drop with a log
+    line.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        classes: Classes | None = None,
+        trained_model: nn.Module | None = None,
+        keep: int = 0,
+        whole: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            model: what is evaluated, and saved as "model".
+            save_dir: for the checkpoints.
+            classes: saved as "classes".
+            trained_model: the one that learns, where `model` is an average of its weights; saved as
+                "trained_model" for a resume. Whatever else is loaded, it gets the weights of
+                `model`.
+            keep: periodic checkpoints that are kept, the newest; 0: all.
+            whole: every tensor of the model must be in what is loaded, as for an evaluation. A
+                checkpoint to resume from always must be whole.
+            kwargs: see :class:`DetectionCheckpointer`.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.classes = classes
+        self.trained_model = trained_model
+        self.keep = keep
+        self.whole = whole
+        if trained_model is not None:
+            self.add_checkpointable("trained_model", trained_model)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """See `fvcore.common.checkpoint.Checkpointer.save`; the file appears whole or not at all.
+
+        Raises:
+            DiskFullError: it cannot be written.
+        """
+        if not (self.save_dir and self.save_to_disk):
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: each.state_dict() for key, each in self.checkpointables.items()}
+        data |= kwargs
+        if self.classes is not None:
+            data["classes"] = self.classes
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        write_checkpoint(path, data)
+        # The best lies beside the others: a run resumes from the last.
+        if f"{name}.pth" != BEST:
+            tag_checkpoint(self.save_dir, f"{name}.pth")
+        if self.keep:
+            prune_checkpoints(self.save_dir, self.keep)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """See `fvcore.common.checkpoint.Checkpointer.resume_or_load`.
+
+        A damaged checkpoint is named, and the one before is used. All processes are to call this.
+
+        Raises:
+            InputError: see :meth:`load`; or every checkpoint is damaged.
+        """
+        last = None
+        if resume:
+            last = resumable_checkpoint(self.save_dir) if comm.is_main_process() else None
+            last = comm.all_gather(last)[0]
+        if last:
+            self.whole = True
+            return self.load(last)
+        return self.load(path, checkpointables=[])
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See `fvcore.common.checkpoint.Checkpointer.load`.
+
+        Raises:
+            InputError: the file is missing, damaged, no checkpoint, would run code, has NaNs, or
+                its backbone is not this model's; or it is to be the whole model, and is not.
+        """
+        ours = any(isinstance(module, RoPEViT) for module in self.model.modules())
+        try:
+            check_weights_path(path, for_rope_vit=ours)
+            return super().load(as_birder_url(path), *args, **kwargs)
+        except InputError as error:
+            raise weights_error(path, error) from None
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 forgets it where a load fails
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # Detectron2's own, over readers that run nothing.
+        if filename.endswith(".pkl"):
+            return _from_model_zoo(filename, load_pickle(filename))
+        loaded = load_torch_file(filename)
+        if not isinstance(loaded, Mapping):
+            raise InputError(f"{filename} is no checkpoint: it holds a {type(loaded).__name__}")
+        loaded = dict(loaded) if "model" in loaded else {"model": loaded}
+        check_tensors(filename, loaded["model"])
+        query = getattr(self._parsed_url_during_load, "query", "")
+        if parse_qs(query).get("matching_heuristics") == ["True"]:
+            loaded["matching_heuristics"] = True
+        return loaded
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        weights = checkpoint["model"]
+        for name, own in self.model.state_dict().items():
+            found = weights.get(name)
+            if ".net." not in name or not hasattr(found, "shape"):
+                continue
+            # A birder file says what it is, and the backbone then names the lines to set.
+            if tuple(found.shape) != tuple(own.shape) and not _is_birders(weights):
+                raise InputError(
+                    f"{name} has shape {tuple(found.shape)} in the checkpoint and "
+                    f"{tuple(own.shape)} in the model; set MODEL.ROPE_VIT.NAME and IMAGE_SIZE to "
+                    "what the checkpoint was made with"
+                )
+        incompatible = super()._load_model(checkpoint)
+        if self.whole:
+            self._check_whole(incompatible)
+        if self.trained_model is not None:
+            self.trained_model.load_state_dict(self.model.state_dict())
+        return incompatible
+
+    def _check_whole(self, incompatible: Any) -> None:
+        for key, found, wanted in incompatible.incorrect_shapes:
+            raise InputError(
+                f"{key} has shape {found} in the checkpoint and {wanted} in the model; take the "
+                "config that it was trained with (config.yaml beside it)"
+            )
+        missing = sorted(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
+        if missing:
+            raise InputError(
+                f"the checkpoint lacks {len(missing)} tensors of the model, the first is "
+                f"{missing[0]}; take a trained detector, and the config that it was trained with "
+                "(config.yaml beside it)"
+            )
+
+
+def read_classes(path: str) -> Classes | None:
+    """The classes that a checkpoint was trained on; None for one that does not say.
+
+    Args:
+        path: of a checkpoint of :class:`DetectorCheckpointer`. Other files say nothing.
+    """
+    if not path.endswith(".pth") or not os.path.isfile(path):
+        return None
+    try:
+        checkpoint = load_torch_file(path, mmap=True)
+    except InputError:
+        return None  # whoever loads it will say what is wrong
+    return checkpoint.get("classes") if isinstance(checkpoint, dict) else None
+
+
+def check_weights_path(path: str, *, for_rope_vit: bool = True) -> None:
+    """Finds out whether MODEL.WEIGHTS can be loaded, without reading it; downloads web addresses.
+
+    Args:
+        for_rope_vit: the weights of other networks are of no use.
+
+    Raises:
+        InputError: it cannot, or the file does not exist.
+    """
+    if not path or path.startswith(PREFIX):
+        return
+    if path.startswith("detectron2://"):
+        if for_rope_vit:
+            raise InputError(
+                "Detectron2's model zoo has no RoPE ViT, this is another network; set "
+                "MODEL.WEIGHTS to weights of a RoPE ViT, or to '' to start from random weights"
+            )
+    elif path.startswith(("http://", "https://")):
+        _download(path)
+    elif PathManager.isdir(path):
+        raise InputError("a folder, not a file")
+    elif not PathManager.isfile(path):
+        scheme, found, _ = path.partition("://")
+        raise InputError("no such file" + (f", and nothing that reads {scheme}://" * bool(found)))
+
+
+def weights_error(path: str, error: InputError) -> InputError:
+    """The error with the key and file in front, once."""
+    return InputError(f"MODEL.WEIGHTS{'' if path in str(error) else ' ' + path}: {error}")
+
+
+def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
+    """Detectron2's layout of `.pkl`, or that of Caffe2, as `DetectionCheckpointer` reads them."""
+    if not isinstance(data, Mapping):
+        raise InputError(f"{filename} is no checkpoint: it holds a {type(data).__name__}")
+    if "model" in data and "__author__" in data:
+        check_tensors(filename, data["model"])
+        return dict(data)
+    data = data.get("blobs", data)
+    model = {key: value for key, value in data.items() if not str(key).endswith("_momentum")}
+    check_tensors(filename, model)
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _is_birders(weights: Any) -> bool:
+    return METADATA_KEY in getattr(weights, "_metadata", {}).get(BACKBONE, {})
+
+
+def _download(url: str) -> None:
+    """Into PathManager's cache, where every process then finds it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)  # PathManager has none, and would wait for ever
+    try:
+        PathManager.get_local_path(urlparse(url)._replace(query="").geturl())
+    except OSError as error:
+        raise InputError(
+            f"cannot be downloaded ({getattr(error, 'reason', error)}); get the file by other "
+            "means and name its path"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,275 @@
+"""Every config switch of this project: the only place that defines keys and checks their values."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..errors import InputError
+from ..models.variants import VARIANTS
+from ..utils.arguments import are_blocks, is_number, is_pair, is_share, is_whole_number
+
+PYRAMID_STRIDE = 16
+AMP_DTYPES = ("bfloat16", "float16")
+# Of SOLVER.CLIP_GRADIENTS: each gradient's values, each gradient's norm, or the norm of all.
+CLIP_TYPES = ("value", "norm", "full_model")
+# As Detectron2's `get_norm` knows them; "": none (in the pyramids: LN).
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+
+def add_rope_vit_config(cfg: CfgNode) -> None:
+    """Adds the keys of this project, with their defaults, to a Detectron2 config.
+
+    Call it before merging a yaml that uses them. A config that has them already keeps its values.
+
+    Args:
+        cfg: from `detectron2.config.get_cfg()`; changed in place.
+    """
+    if "ROPE_VIT" in cfg.MODEL:
+        return
+    cfg.MODEL.ROPE_VIT = net = CfgNode()
+    # The network: a key of `rope_vit_det.models.VARIANTS`.
+    net.NAME = "rope_vit_reg4_b14"
+    # Pixels, a side or [h, w], at which the weights were trained: it sets the size of the absolute
+    # position table, not that of the input. None: 224.
+    net.IMAGE_SIZE = None
+    # Pixels between patches. 16 is the only one the pyramids take: Detectron2's poolers want powers
+    # of two. A kernel of another size is resampled. The neck alone can have its own patch size.
+    net.PATCH_STRIDE = PYRAMID_STRIDE
+    # How rotary positions meet a grid other than that of pretraining (the image's grid, or a
+    # window's). None: what the architecture says. "count": positions count on, for long
+    # fine-tuning. [h, w]: they are scaled onto h x w cells, for inference or shallow fine-tuning.
+    net.PT_GRID_SIZE = None
+    # Tokens along a side of the attention windows; 0: attention over the whole grid.
+    net.WINDOW_SIZE = 0
+    # With windows, the blocks that attend over the whole grid all the same. None: the last block of
+    # each quarter. []: none.
+    net.GLOBAL_BLOCKS = None
+    # In training, multiplies all rotary positions of an image batch by a random factor between
+    # 1 / RESCALE_COORDS and RESCALE_COORDS (DINOv3's configs: 2). None: no.
+    net.RESCALE_COORDS = None
+    # The absolute position table on a larger grid. False: interpolated over the whole of it, as in
+    # birder. True: repeated, one whole table to a window, so that windows see what was pretrained
+    # (arXiv 2311.05613); without windows, the tiles have the table's own grid.
+    net.TILE_POS_EMBED = False
+    # Stochastic depth of the last block, growing linearly from the first. None: the architecture's.
+    net.DROP_PATH_RATE = None
+    # 0: the whole network learns. n >= 1: stem, special tokens, position table and the first n
+    # blocks are frozen, without drop path. -1: all of it is. MODEL.BACKBONE.FREEZE_AT is not read.
+    net.FREEZE_BLOCKS = 0
+    # Recompute each block's activations in the backward pass: less memory, more time.
+    net.ACTIVATION_CHECKPOINT = False
+    # Run the blocks through `torch.compile`, in training and inference: the same result, after a
+    # minute of compiling for each graph. Without windows, all image sizes share one graph; with
+    # them, there are a few, whatever the number of sizes. Meant for GPUs: on the CPU it needs a
+    # C++ compiler, and our own CPU kernels, which a graph cannot hold, are faster.
+    net.COMPILE = False
+    # Where birder's weights in MODEL.WEIGHTS were trained with other pixel statistics, channel
+    # order or grid than this config has, our tools refuse to start and other scripts log a warning.
+    # False: neither.
+    net.CHECK_WEIGHTS = True
+
+    # Images that cannot be read end a run before it starts. True: they are skipped, counted in the
+    # log and listed in OUTPUT_DIR/skipped_images_DATASET.txt; for that, every image is decoded
+    # first. In evaluation, the objects of a skipped image count as missed.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
+
+    cfg.INPUT.LSJ = lsj = CfgNode()
+    # Large-scale jitter instead of INPUT.MIN_SIZE_TRAIN: training images are scaled at random, then
+    # cropped or padded to a square (arXiv 2012.07177; ViTDet, arXiv 2203.16527).
+    lsj.ENABLED = False
+    # Pixels of a side of the square.
+    lsj.IMAGE_SIZE = 1024
+    # The scale's range, relative to the image fitted into the square.
+    lsj.MIN_SCALE = 0.1
+    lsj.MAX_SCALE = 2.0
+
+    # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
+    # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Mixed precision with SOLVER.AMP.ENABLED: "bfloat16" (GPU and CPU) or "float16" (GPU only).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Micro-batches of a process whose gradients are averaged to a step. IMS_PER_BATCH counts the
+    # images of a step, so that it, the learning rate and the schedule stay as they are.
+    cfg.SOLVER.ACCUMULATE = 1
+    # An exponential moving average of the weights, as EVA-02 uses (arXiv 2303.11331): it is what is
+    # evaluated, and the "model" of a checkpoint.
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9999})
+    # The metric, such as "bbox/AP", whose best checkpoint is kept as model_best.pth; "": none is.
+    cfg.SOLVER.BEST_METRIC = ""
+    # Newest periodic checkpoints that are kept; 0: all. model_final.pth and model_best.pth stay.
+    # With 1, there is none before a checkpoint that the disk damages later.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+    # Evaluations in a row without a better BEST_METRIC that end the training; 0: none do.
+    cfg.SOLVER.EARLY_STOPPING = 0
+
+    # Your own data, JSON files in COCO's format and the folders of their images: where TRAIN_JSON
+    # or VAL_JSON is set, it takes the place of DATASETS.TRAIN and TEST, and its categories set
+    # NUM_CLASSES.
+    own = {"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""}
+    cfg.DATASETS.OWN = CfgNode(own)
+
+
+def check_key(cfg: CfgNode, key: str, ok: bool, allowed: str) -> None:
+    """
+    Args:
+        key: in full, such as "MODEL.FPN.NORM".
+        ok: whether its value is an allowed one.
+
+    Raises:
+        InputError: it is not; names the key, its value and the allowed values.
+    """
+    if not ok:
+        raise InputError(f"{key} is {get_key(cfg, key)!r}; allowed: {allowed}")
+
+
+def get_key(cfg: CfgNode, key: str) -> Any:
+    """The value of a key in full, such as "MODEL.FPN.NORM"."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
+    """Checks the values under MODEL.ROPE_VIT.
+
+    Args:
+        own_stride: whether the backbone at hand can take the network's own patch size as stride.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    if "ROPE_VIT" not in cfg.MODEL:
+        raise InputError(
+            "the config has no MODEL.ROPE_VIT: call rope_vit_det.add_rope_vit_config(cfg) on it"
+        )
+    net = cfg.MODEL.ROPE_VIT
+
+    def check(key: str, ok: bool, allowed: str) -> None:
+        check_key(cfg, f"MODEL.ROPE_VIT.{key}", ok, allowed)
+
+    check("NAME", isinstance(net.NAME, str) and net.NAME in VARIANTS, ", ".join(sorted(VARIANTS)))
+    patch, depth = VARIANTS[net.NAME]["patch_size"], VARIANTS[net.NAME]["num_layers"]
+    size = (net.IMAGE_SIZE,) * 2 if is_whole_number(net.IMAGE_SIZE) else net.IMAGE_SIZE
+    check(
+        "IMAGE_SIZE",
+        size is None or (is_pair(size) and all(side % patch == 0 for side in size)),
+        f"None (224), a side in pixels or [h, w], multiples of the patch size {patch}",
+    )
+    strides = sorted({PYRAMID_STRIDE, patch} if own_stride else {PYRAMID_STRIDE})
+    check(
+        "PATCH_STRIDE",
+        is_whole_number(net.PATCH_STRIDE) and net.PATCH_STRIDE in strides,
+        " or ".join(map(str, strides)),
+    )
+    check(
+        "PT_GRID_SIZE",
+        net.PT_GRID_SIZE in (None, "count") or is_pair(net.PT_GRID_SIZE),
+        'None, "count" or [h, w], whole numbers of 1 or more',
+    )
+    check(
+        "WINDOW_SIZE",
+        is_whole_number(net.WINDOW_SIZE),
+        "0 (no windows) or a whole number of tokens",
+    )
+    check(
+        "GLOBAL_BLOCKS",
+        net.GLOBAL_BLOCKS is None or are_blocks(net.GLOBAL_BLOCKS, depth),
+        f"None (the last block of each quarter) or a list of block indices in 0..{depth - 1}",
+    )
+    check(
+        "RESCALE_COORDS",
+        net.RESCALE_COORDS is None or (is_number(net.RESCALE_COORDS) and net.RESCALE_COORDS >= 1),
+        "None (off) or a number of 1 or more",
+    )
+    for key in ("TILE_POS_EMBED", "ACTIVATION_CHECKPOINT", "COMPILE", "CHECK_WEIGHTS"):
+        check(key, type(net[key]) is bool, "True or False")
+    check(
+        "DROP_PATH_RATE",
+        net.DROP_PATH_RATE is None or is_share(net.DROP_PATH_RATE),
+        "None (the architecture's) or a number from 0 to below 1",
+    )
+    check(
+        "FREEZE_BLOCKS",
+        is_whole_number(net.FREEZE_BLOCKS, -1) and depth >= net.FREEZE_BLOCKS,
+        f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
+    )
+
+
+def check_pyramid_config(cfg: CfgNode) -> None:
+    """Checks the MODEL.FPN keys that the pyramids read.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    width = cfg.MODEL.FPN.OUT_CHANNELS
+    check_key(cfg, "MODEL.FPN.OUT_CHANNELS", is_whole_number(width, 1), "a whole number above 0")
+    check_norm(cfg, "MODEL.FPN.NORM", width)
+
+
+def check_norm(cfg: CfgNode, key: str, channels: int) -> None:
+    """Checks the name of a norm, as Detectron2's `get_norm` takes it.
+
+    Args:
+        channels: that it normalises.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    norm = get_key(cfg, key)
+    check_key(cfg, key, norm in NORMS, ", ".join(map(repr, NORMS)))
+    if norm == "GN" and channels % 32:
+        raise InputError(f"{key} is 'GN', which takes a multiple of 32 channels, not {channels}")
+
+
+def check_solver_config(cfg: CfgNode) -> None:
+    """Checks the SOLVER keys of this project.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    solver = cfg.SOLVER
+
+    def check(key: str, ok: bool, allowed: str) -> None:
+        check_key(cfg, f"SOLVER.{key}", ok, allowed)
+
+    decay = solver.LAYER_DECAY
+    check("LAYER_DECAY", is_number(decay) and 0 < decay <= 1, "above 0, up to 1 (no decay)")
+    check("AMP.DTYPE", solver.AMP.DTYPE in AMP_DTYPES, ", ".join(AMP_DTYPES))
+    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
+        check(key, is_whole_number(solver[key], least), f"{least} or more")
+    check("EMA.DECAY", is_share(solver.EMA.DECAY), "0 to below 1")
+    if solver.EARLY_STOPPING and not solver.BEST_METRIC:
+        raise InputError("SOLVER.EARLY_STOPPING needs SOLVER.BEST_METRIC, such as bbox/AP")
+    if solver.BEST_METRIC and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
+        raise InputError("SOLVER.BEST_METRIC needs TEST.EVAL_PERIOD above 0 and DATASETS.TEST")
+    clip = solver.CLIP_GRADIENTS
+    check(
+        "CLIP_GRADIENTS.CLIP_TYPE",
+        not clip.ENABLED or clip.CLIP_TYPE in CLIP_TYPES,
+        ", ".join(CLIP_TYPES),
+    )
+    if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        raise InputError(
+            "SOLVER.AMP.DTYPE float16 needs a GPU; on the CPU use SOLVER.AMP.DTYPE bfloat16"
+        )
+
+
+def check_input_config(cfg: CfgNode) -> None:
+    """Checks the INPUT keys of this project.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    lsj = cfg.INPUT.LSJ
+    size_ok = is_whole_number(lsj.IMAGE_SIZE, 1)
+    check_key(cfg, "INPUT.LSJ.IMAGE_SIZE", size_ok, "a side in pixels, 1 or more")
+    if not 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE:
+        raise InputError(
+            f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "
+            "0, the first not above the second"
+        )
+    if lsj.ENABLED and cfg.INPUT.CROP.ENABLED:
+        raise InputError(
+            "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True; large-scale jitter crops by "
+            "itself: set INPUT.CROP.ENABLED False"
+        )

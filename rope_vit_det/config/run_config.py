@@ -1,0 +1,106 @@
+"""From files and KEY VALUE pairs to a config; the config of a training that has been."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import detectron2
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import InputError, did_you_mean
+from ..weights.load import as_birder_url
+from .detectron2_keys import check_device, check_nothing_is_none
+from .keys import add_rope_vit_config
+from .merge import merge
+from .yaml_files import merge_from_yaml
+
+
+def read_run_config(
+    config_or_dir: str | os.PathLike, opts: Sequence[str] = ()
+) -> tuple[CfgNode, Path]:
+    """The config, and the file that it was read from.
+
+    Args:
+        config_or_dir: a yaml, or an OUTPUT_DIR, in which Detectron2 leaves config.yaml.
+        opts: KEY VALUE pairs over it.
+
+    Raises:
+        InputError: there is none; it is a LazyConfig; it does not fit.
+    """
+    path = Path(config_or_dir)
+    file = path / "config.yaml" if path.is_dir() else path
+    if not file.is_file():
+        what = f"{path} has no config.yaml" if path.is_dir() else f"{path}: no such file or folder"
+        raise InputError(f"{what}; name a config, or the OUTPUT_DIR of a training")
+    if file.suffix == ".py" or b"_target_:" in file.read_bytes():
+        raise InputError(
+            f"{file} is a LazyConfig, which is not read here; name the yaml config of the same "
+            "detector, and the checkpoint beside it"
+        )
+    return merge_config([str(file)], opts), file
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+# In the package where it is installed, beside it in its sources.
+CONFIGS = next(
+    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
+)
+
+
+# Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
+ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
+
+
+def config_files(args: argparse.Namespace) -> list[str]:
+    """What --config-file named, whether `args` are of :func:`argument_parser` or Detectron2's."""
+    given = args.config_file
+    return [given] if isinstance(given, str) and given else list(given)
+
+
+def find_config_file(name: str) -> str:
+    """The path of a config file: as given, or else by its name in `configs/` or Detectron2's zoo.
+
+    Args:
+        name: such as "configs/demo.yaml" or "demo.yaml", wherever one is.
+
+    Raises:
+        InputError: there is none; names close matches.
+    """
+    if os.path.isfile(name):
+        return name
+    for path in (CONFIGS / name.removeprefix("configs/"), ZOO / name) if name else ():
+        if path.is_file():
+            return str(path)
+    known = [
+        path.relative_to(folder).as_posix()
+        for folder in (CONFIGS, ZOO)
+        for path in folder.rglob("*.*")
+    ]
+    raise InputError(
+        f"--config-file {name}: no such file, neither here nor in configs/ or Detectron2's zoo"
+        + did_you_mean(name, known)
+    )
+
+
+def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
+    """A config of yaml files, in this order, and KEY VALUE pairs; no data is looked at.
+
+    Raises:
+        InputError: as :func:`load_config` does.
+    """
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    for path in paths:
+        merge(cfg, path, partial(merge_from_yaml, cfg), path)
+    merge(cfg, "command line", cfg.merge_from_list, list(opts))
+    check_nothing_is_none(cfg)
+    check_device(cfg)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
+    return cfg

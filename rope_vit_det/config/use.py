@@ -1,0 +1,148 @@
+"""Configs and the weights they name: filling one from the other, and comparing them."""
+
+import inspect
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..models.rope_vit import RoPEViT
+from ..models.variants import VARIANTS
+from ..pyramids import BACKBONES, pyramid_for_heads
+from ..weights.info import WeightsInfo, architecture_from_config
+from ..weights.load import PREFIX, birder_url, locate, read_weights
+from .keys import add_rope_vit_config, get_key
+
+# Gray levels of 255 by which a mean or deviation may differ: it may have been rounded.
+_TOLERANCE = 0.5
+_COMPARED = (
+    "INPUT.FORMAT",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.ROPE_VIT.NAME",
+    "MODEL.ROPE_VIT.IMAGE_SIZE",
+    "MODEL.ROPE_VIT.PT_GRID_SIZE",
+)
+
+
+def use_rope_vit(cfg: CfgNode, weights: str | None = None, *, network: str | None = None) -> None:
+    """Turns a loaded config with a feature pyramid into one of ours, in place.
+
+    It sets MODEL.BACKBONE.NAME (p3 to p7 where the heads read p7, else p2 to p6), MODEL.WEIGHTS,
+    MODEL.ROPE_VIT.NAME and IMAGE_SIZE (PT_GRID_SIZE too, where the file has one), MODEL.PIXEL_MEAN
+    and PIXEL_STD, and INPUT.FORMAT. The statistics stand in the weights file alone, so published
+    weights that are not in the cache are downloaded. Keys of this project that the config lacks
+    are added.
+
+    Args:
+        cfg: a config of Detectron2's, `merge_from_file` and all done.
+        weights: a published name, a file of birder's, or either as `birder://NAME` and
+            `birder:/path`; a Detectron2 checkpoint of a whole detector sets MODEL.WEIGHTS alone.
+            None: random weights, and pixels as the config has them.
+        network: the architecture in a file whose name does not say, or without weights.
+
+    Raises:
+        InputError: the config has no feature pyramid; the weights cannot be had.
+    """
+    # What can fail comes first, so that a config is changed wholly or not at all.
+    settings = {"MODEL.BACKBONE.NAME": _backbone_name(cfg), "MODEL.BACKBONE.FREEZE_AT": 0}
+    if network is not None:
+        settings["MODEL.ROPE_VIT.NAME"] = network
+    if not weights or weights.endswith((".pth", ".pkl")):
+        settings["MODEL.WEIGHTS"] = weights or ""
+    else:
+        path, name = locate(weights)
+        _, info = read_weights(weights, network=network)
+        settings |= settings_for(info)
+        settings["MODEL.WEIGHTS"] = birder_url(str(path)) if name is None else f"{PREFIX}//{name}"
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    add_rope_vit_config(cfg)
+    for key, value in settings.items():
+        _set(cfg, key, value)
+    if frozen:
+        cfg.freeze()
+
+
+def settings_for(info: WeightsInfo) -> dict[str, Any]:
+    """The config keys that weights decide, and their values."""
+    height, width = info.image_size
+    settings = {
+        "INPUT.FORMAT": "RGB",
+        "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in info.rgb_mean],
+        "MODEL.PIXEL_STD": [round(255 * value, 3) for value in info.rgb_std],
+        "MODEL.ROPE_VIT.IMAGE_SIZE": height if height == width else [height, width],
+    }
+    if info.network is not None:
+        settings["MODEL.ROPE_VIT.NAME"] = info.network
+    if "pt_grid_size" in info.config:
+        grid = info.config["pt_grid_size"]
+        settings["MODEL.ROPE_VIT.PT_GRID_SIZE"] = "count" if grid is None else list(grid)
+    return settings
+
+
+def compared_settings(cfg: CfgNode) -> dict[str, Any]:
+    """The values that a config has for the keys that weights decide."""
+    return {key: get_key(cfg, key) for key in _COMPARED}
+
+
+def disagreement(
+    settings: Mapping[str, Any],
+    info: WeightsInfo,
+    spell: Callable[[Mapping[str, Any]], str] | None = None,
+) -> str | None:
+    """What must be changed in a config before weights fit it; None: nothing.
+
+    Args:
+        settings: of the config, from :func:`compared_settings`; what it lacks is not compared.
+        spell: writes settings as the user would; None: :func:`as_arguments`.
+    """
+    wanted = {key: value for key, value in settings_for(info).items() if key in settings}
+    wrong = {k: v for k, v in wanted.items() if not _agree(k, settings[k], v, settings)}
+    reasons = [f"set {(spell or as_arguments)(wrong)}"] if wrong else []
+    network = settings["MODEL.ROPE_VIT.NAME"]
+    for key, value in architecture_from_config(info.config, network).items():
+        default = inspect.signature(RoPEViT).parameters[key].default
+        own = VARIANTS.get(network, {}).get(key, default)
+        # Regularisation is the new training's; the grid has its key.
+        if key not in ("default_pt_grid_size", "drop_path_rate") and value != own:
+            reasons.append(f"they have {key} {value!r}, {network} has {own!r}, and no key sets it")
+    return "; ".join(reasons) or None
+
+
+def as_arguments(settings: Mapping[str, Any]) -> str:
+    """KEY VALUE pairs as a command line takes them."""
+    return " ".join(f"{key} {shlex.quote(str(value))}" for key, value in settings.items())
+
+
+def _agree(key: str, given: Any, wanted: Any, settings: Mapping[str, Any]) -> bool:
+    if key.startswith("MODEL.PIXEL_"):
+        return len(given) == len(wanted) and all(
+            abs(a - b) <= _TOLERANCE for a, b in zip(given, wanted, strict=True)
+        )
+    if key == "MODEL.ROPE_VIT.IMAGE_SIZE":
+        given = 224 if given is None else given
+        return _pair(given) == _pair(wanted)
+    if key == "MODEL.ROPE_VIT.PT_GRID_SIZE":
+        if given is None:
+            network = VARIANTS.get(settings["MODEL.ROPE_VIT.NAME"], {})
+            given = network.get("default_pt_grid_size") or "count"
+        return given == wanted or (given != "count" and list(given) == wanted)
+    return given == wanted
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _backbone_name(cfg: CfgNode) -> str:
+    name = cfg.MODEL.BACKBONE.NAME
+    return name if name in BACKBONES else pyramid_for_heads(cfg)
+
+
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
+    *parts, last = key.split(".")
+    for part in parts:
+        cfg = cfg[part]
+    cfg[last] = value

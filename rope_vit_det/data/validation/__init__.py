@@ -1,0 +1,1 @@
+"""What is wrong with a dataset, before a run depends on it."""

@@ -1,0 +1,223 @@
+"""Validates COCO annotations: every fault with the file and id that it belongs to."""
+
+import os
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from ...utils.arguments import is_id, is_number, is_positive
+from ...utils.image_files import for_each_file, image_size
+from .faults import UNUSED, Fault, Inspection
+from .mask_faults import inspect_mask
+
+# Pixels by which annotation tools round a box beyond the image.
+_TOLERANCE = 1.0
+
+
+def inspect_coco(
+    coco: dict[str, Any],
+    json_file: str,
+    image_root: str | PathLike,
+    *,
+    mask_format: str | None = None,
+    max_aspect: float | None = None,
+    is_test: bool = False,
+) -> Inspection:
+    """Looks at every image entry, image file, annotation and category.
+
+    Args:
+        coco: the parsed JSON, with the lists "images", "categories" and, unless nothing is
+            annotated, "annotations".
+        json_file: where it comes from, for the messages.
+        image_root: folder of the images; files at an address such as s3:// are not looked at.
+        mask_format: INPUT.MASK_FORMAT where masks are learned.
+        max_aspect: the longer side over the shorter one from which on nothing is left of an image.
+        is_test: nothing is learned from it.
+    """
+    images, faults = _inspect_images(coco["images"])
+    categories = _inspect_categories(coco["categories"], faults)
+    if "://" not in str(image_root):
+        faults += inspect_files(list(images.values()), image_root, max_aspect)
+    annotations = coco.get("annotations")
+    if annotations is not None:
+        faults += _inspect_annotations(annotations, images, categories, mask_format, is_test)
+    annotated = {str(a.get("image_id")) for a in annotations or () if isinstance(a, dict)}
+    return Inspection(
+        source=str(json_file),
+        images=len(coco["images"]),
+        unannotated=sum(str(image_id) not in annotated for image_id in images),
+        objects=len(annotations or ()),
+        categories=len(coco["categories"]),
+        faults=faults,
+    )
+
+
+def inspect_files(
+    images: Sequence[dict], root: str | PathLike, max_aspect: float | None = None
+) -> list[Fault]:
+    """The faults of image files: missing, unreadable, of another size, too thin.
+
+    Args:
+        images: with "id", "file_name" and, where they are known, "width" and "height".
+        root: the folder that file names start from.
+        max_aspect: see :func:`inspect_coco`.
+    """
+    root = Path(root)
+    # One listing instead of 118,000 questions to a network disk.
+    present = {e.name for e in os.scandir(root) if e.is_file()} if str(root) != "." else set()
+
+    def inspect(image: dict) -> Fault | None:
+        return _inspect_file(image, root, present, max_aspect)
+
+    return [fault for fault in for_each_file(inspect, images, f"Looking at {root}") if fault]
+
+
+def _inspect_file(
+    image: dict, root: Path, present: set[str], max_aspect: float | None
+) -> Fault | None:
+    name = image["file_name"]
+    try:
+        if name not in present and not (root / name).is_file():
+            return Fault("no image", _where(image))
+        width, height = image_size(root / name)
+    except (InputError, ValueError) as error:  # of what can be no file name
+        return Fault("unreadable image", _where(image), str(error))
+    said = (image.get("width", width), image.get("height", height))
+    if (width, height) != said:
+        return Fault("other size", _where(image), f"{width}x{height}, not {said[0]}x{said[1]}")
+    if max_aspect and max(width, height) >= max_aspect * min(width, height):
+        return Fault("too thin", _where(image), f"{width}x{height}")
+    return None
+
+
+def _where(image: dict, annotation: dict | None = None) -> str:
+    text = f"{image['file_name']!r} image {image['id']}"
+    return text if annotation is None else f"{text} annotation {annotation['id']}"
+
+
+def _inspect_images(entries: list) -> tuple[dict[int, dict], list[Fault]]:
+    images: dict[int, dict] = {}
+    faults, files = [], set()
+    for number, entry in enumerate(entries):
+        place = f"entry {number} of 'images'"
+        if not isinstance(entry, dict):
+            faults.append(Fault("malformed", place, "not an object"))
+        elif not is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
+            faults.append(Fault("malformed", place, "without a whole 'id' or a 'file_name'"))
+        elif not (is_positive(entry.get("width")) and is_positive(entry.get("height"))):
+            faults.append(Fault("malformed", _where(entry), "without 'width' and 'height'"))
+        elif entry["id"] in images:
+            faults.append(Fault("duplicate id", _where(entry), "an image has it already"))
+        else:
+            if entry["file_name"] in files:
+                faults.append(Fault("same file", _where(entry)))
+            files.add(entry["file_name"])
+            images[entry["id"]] = entry
+    if not entries:
+        faults.append(Fault("no images", "'images'", "empty"))
+    return images, faults
+
+
+def _inspect_categories(entries: list, faults: list[Fault]) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for number, entry in enumerate(entries):
+        place = f"entry {number} of 'categories'"
+        if not isinstance(entry, dict) or not is_id(entry.get("id")):
+            faults.append(Fault("malformed", place, "without a whole 'id'"))
+        elif not isinstance(entry.get("name"), str):
+            faults.append(Fault("malformed", place, "without a 'name'"))
+        elif entry["id"] in categories:
+            faults.append(Fault("duplicate id", f"category {entry['id']}"))
+        else:
+            if entry["name"] in categories.values():
+                faults.append(Fault("same name", f"category {entry['id']}", entry["name"]))
+            categories[entry["id"]] = entry["name"]
+    if not entries:
+        faults.append(Fault("malformed", "'categories'", "empty"))
+    return categories
+
+
+def _inspect_annotations(
+    entries: list,
+    images: dict[int, dict],
+    categories: dict[int, str],
+    mask_format: str | None,
+    is_test: bool,
+) -> Iterator[Fault]:
+    seen: set[int] = set()
+    used: set[int] = set()
+    learnable = 0
+    for number, entry in enumerate(entries):
+        faults = list(_inspect_annotation(number, entry, images, categories, mask_format))
+        yield from faults
+        if any(fault.kind in ("malformed", "unknown image") for fault in faults):
+            continue
+        if entry["id"] in seen:
+            place = _where(images[entry["image_id"]], entry)
+            yield Fault("duplicate id", place, "an annotation has it already")
+        seen.add(entry["id"])
+        used.add(entry["category_id"])
+        learnable += not entry.get("iscrowd") and not any(f.kind in UNUSED for f in faults)
+    if not entries:
+        yield Fault("no annotations", "'annotations'")
+        return
+    if not learnable and not is_test:
+        yield Fault("nothing to learn", "'annotations'")
+    for unused in categories.keys() - used:
+        yield Fault("empty category", f"category {unused}", categories[unused])
+
+
+def _inspect_annotation(
+    number: int,
+    entry: Any,
+    images: dict[int, dict],
+    categories: dict[int, str],
+    mask_format: str | None,
+) -> Iterator[Fault]:
+    if not isinstance(entry, dict) or not is_id(entry.get("id")):
+        yield Fault("malformed", f"entry {number} of 'annotations'", "without a whole 'id'")
+        return
+    place = f"annotation {entry['id']}"
+    image_id, category = entry.get("image_id"), entry.get("category_id")
+    if not is_id(image_id) or not is_id(category):
+        yield Fault("malformed", place, "without a whole 'image_id' and 'category_id'")
+        return
+    image = images.get(image_id)
+    if image is None:
+        yield Fault("unknown image", place, f"image {image_id}")
+        return
+    where = _where(image, entry)
+    if category not in categories:
+        yield Fault("unknown category", where, f"category {category}")
+    if entry.get("ignore"):
+        yield Fault("ignored", where)
+    if entry.get("iscrowd", 0) not in (0, 1):
+        yield Fault("malformed", where, f"iscrowd {entry['iscrowd']!r} is not 0 or 1")
+    yield from _inspect_box(entry, image, where)
+    yield from inspect_mask(entry, image, where, mask_format)
+    points = entry.get("keypoints") or []
+    if not isinstance(points, list) or len(points) % 3 or not all(map(is_number, points)):
+        yield Fault("malformed", where, "keypoints are not a list of x, y, visibility")
+
+
+def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:
+    box, area = annotation.get("bbox"), annotation.get("area", 1)
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        yield Fault("malformed", where, f"bbox {box} is not [x, y, width, height]")
+        return
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        yield Fault("malformed", where, f"bbox {box} has a negative size")
+        return
+    if not is_number(area) or area < 0:
+        yield Fault("malformed", where, f"area {area!r} is not a number of 0 or more")
+        return
+    right, bottom = image["width"], image["height"]
+    if not width or not height or not area:
+        yield Fault("zero area", where, f"bbox {box}, area {annotation.get('area')}")
+    elif x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
+        yield Fault("outside", where, f"bbox {box} in {right}x{bottom}")
+    elif min(x, y, right - x - width, bottom - y - height) < -_TOLERANCE:
+        yield Fault("partly outside", where, f"bbox {box} in {right}x{bottom}")

@@ -1,0 +1,269 @@
+"""What happens between the steps of a run: checkpoints, averages, the best one, the log."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..checkpoint.running_state import RunningState
+from ..distributed.launch import in_any_process
+from ..distributed.signals import StopRequest
+from ..errors import InputError, StoppedError
+from ..utils.memory import peak_memory_mib
+
+logger = logging.getLogger(__name__)
+
+
+class EventHistory(HookBase):
+    """Saves the event storage with checkpoints, and restores it.
+
+    A resumed run forgets what was written after its checkpoint: `metrics.json` is cut there, so
+    that it holds every iteration once.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter] = ()) -> None:
+        """
+        Args:
+            writers: of this process.
+        """
+        # CommonMetricPrinter writes nothing that stays.
+        self._writers = [w for w in writers if isinstance(w, JSONWriter | TensorboardXWriter)]
+        self._loaded: Mapping[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        scalars = {}
+        for name, history in storage.histories().items():
+            values, iterations = zip(*history.values(), strict=True)
+            scalars[name] = {
+                "values": torch.tensor(values, dtype=torch.float64),
+                "iterations": torch.tensor(iterations, dtype=torch.int64),
+                "smoothing": storage.smoothing_hints()[name],
+            }
+        written = max((writer._last_write for writer in self._writers), default=-1)
+        return {"scalars": scalars, "written": written}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def before_train(self) -> None:
+        for name, saved in self._loaded.get("scalars", {}).items():
+            values, iterations = saved["values"].tolist(), saved["iterations"].tolist()
+            for value, iteration in zip(values, iterations, strict=True):
+                self.trainer.storage.put_scalar(name, value, saved["smoothing"], iteration)
+        written = self._loaded.get("written", self.trainer.start_iter - 1)
+        self._loaded = {}
+        for writer in self._writers:
+            writer._last_write = written
+            if isinstance(writer, JSONWriter):
+                cut_metrics(writer._file_handle.name, written)
+            else:
+                writer._writer_args["purge_step"] = written + 1
+
+
+def cut_metrics(path: str | os.PathLike, last: int) -> None:
+    """Drops what a `metrics.json` holds of iterations after `last`, and a line that is not whole.
+
+    In place, since it is open for appending.
+    """
+    end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                later = json.loads(line)["iteration"] > last
+            except (ValueError, KeyError, TypeError):
+                later = True
+            if later or not line.endswith(b"\n"):
+                break
+            end += len(line)
+    os.truncate(path, end)
+
+
+class StopTraining(BaseException):
+    """Raised by a hook to end the training; no `Exception`, which Detectron2 logs as a failure."""
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's hook, which remembers the best over a resume, and may end the training.
+
+    It belongs into every process, behind the hook that evaluates.
+    """
+
+    def __init__(
+        self, eval_period: int, checkpointer: Checkpointer, val_metric: str, patience: int = 0
+    ) -> None:
+        """
+        Args:
+            eval_period: of the evaluations, in iterations.
+            checkpointer: saves `model_best.pth`, and `model_final.pth` when the training ends here.
+            val_metric: where more is better, such as "bbox/AP".
+            patience: evaluations in a row without a better one that end the training; 0: none do.
+        """
+        super().__init__(eval_period, checkpointer, val_metric)
+        self.patience = patience
+        self.num_worse = 0
+
+    def after_step(self) -> None:
+        super().after_step()
+        stop = bool(self.patience) and self.num_worse >= self.patience
+        # Only the main process knows the results.
+        if self.patience and self._has_just_evaluated() and comm.all_gather(stop)[0]:
+            iteration = self.trainer.iter
+            self._checkpointer.save("model_final", iteration=iteration)
+            raise StopTraining(
+                f"iteration {iteration}: {self.patience} evaluations without a better "
+                f"{self._val_metric} than {self.best_metric:.5f} of iteration {self.best_iter}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("best_metric", "best_iter", "num_worse")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+    def _has_just_evaluated(self) -> bool:
+        done = self.trainer.iter + 1
+        return done % self._period == 0 and done != self.trainer.max_iter
+
+    def _best_checking(self) -> None:
+        if not comm.is_main_process():
+            return
+        known = self.trainer.storage.latest()
+        if self._val_metric not in known:
+            metrics = ", ".join(key for key in known if "/AP" in key) or "none"
+            raise InputError(
+                f"SOLVER.BEST_METRIC is {self._val_metric!r}; the evaluation gives: {metrics}"
+            )
+        before = self.best_iter
+        super()._best_checking()
+        self.num_worse = self.num_worse + 1 if self.best_iter == before else 0
+
+
+class Checkpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which also stops the training at a signal, with a checkpoint.
+
+    It belongs into every process, before the hooks that evaluate and those that write: a checkpoint
+    is the state between, and a resumed run begins with them. While a single process evaluates, it
+    stops at the next image; several would wait for each other, and stop after the evaluation.
+    """
+
+    def __init__(
+        self, checkpointer: DetectorCheckpointer, period: int, running_state: RunningState
+    ) -> None:
+        """
+        Args:
+            checkpointer: of the evaluated model.
+            period: in iterations.
+            running_state: one of the checkpointer's.
+        """
+        super().__init__(checkpointer, period)
+        self.stop_request = StopRequest()
+        self._running_state = running_state
+        self._saved = -1  # the iteration of the newest checkpoint
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """While this is entered, signals stop the training."""
+        with self.stop_request:
+            handle = self.checkpointer.model.register_forward_pre_hook(self._before_forward)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def before_train(self) -> None:
+        super().before_train()
+        self._saved = self.trainer.start_iter - 1
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        stop = in_any_process(self.stop_request.signal is not None)
+        due = (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1
+        if stop or due:
+            self._running_state.gather()
+        if due:
+            super().after_step()
+            self._saved = iteration
+        if stop:
+            self._stop()
+
+    def _stop(self) -> None:
+        done = min(self.trainer.iter, self.max_iter - 1)
+        if self._saved != done:
+            self.checkpointer.save(f"model_{done:07d}", iteration=done)
+        comm.synchronize()  # nobody leaves before it is written
+        raise StoppedError(
+            f"{self.stop_request.signal or 'a signal to another process'} after iteration {done}; "
+            f"the checkpoint is {self.checkpointer.get_checkpoint_file()}; go on with --resume"
+        )
+
+    def _before_forward(self, module: nn.Module, arguments: tuple) -> None:
+        evaluating = not module.training and comm.get_world_size() == 1
+        if evaluating and self.stop_request.signal is not None:
+            self._stop()
+
+
+class EMA(HookBase):
+    """Averages the weights after every step, with torch's :class:`AveragedModel`.
+
+    Buffers are copied. The average begins at the weights that the training begins at.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """
+        Args:
+            model: the trained one, under :class:`DistributedDataParallel` or not.
+            decay: weight of the old average in the new one.
+        """
+        self._trained = model.module if isinstance(model, DistributedDataParallel) else model
+        self._average = AveragedModel(self._trained, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._average.eval().requires_grad_(False)
+        # At 0 the first update would copy the weights after the first step.
+        self._average.n_averaged.fill_(1)
+
+    @property
+    def model(self) -> nn.Module:
+        """The averaged model, for evaluation."""
+        return self._average.module
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model whose weights are averaged."""
+        return self._trained
+
+    def after_step(self) -> None:
+        self._average.update_parameters(self._trained)
+
+
+class PeakMemory(HookBase):
+    """Logs the peak of what this process has taken: of GPU memory, or, on the CPU, in all.
+
+    In the log at the end, not among the metrics, which a resumed run repeats to the last bit.
+    """
+
+    def __init__(self, device: str) -> None:
+        """
+        Args:
+            device: MODEL.DEVICE.
+        """
+        self._device = torch.device(device)
+
+    def after_train(self) -> None:
+        peak = peak_memory_mib(self._device)
+        if peak is not None:
+            logger.info("Peak memory: %.0f MiB", peak)

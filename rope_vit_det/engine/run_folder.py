@@ -1,0 +1,179 @@
+"""The folder of a run: not written over unasked, and what lies in it at the end."""
+
+import argparse
+import json
+import logging
+import secrets
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from ..checkpoint.checkpoint_files import LAST
+from ..data.validation.check import FAULTS_FILE
+from ..distributed.launch import is_first_process
+from ..errors import InputError
+from ..utils.atomic_files import new_file
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+RECORD_FILE = "runs.json"
+SEED_FILE = "seed.txt"
+_CONTENTS = (
+    ("report.html", "the run on one page, for a browser"),
+    ("model_final.pth", "the trained detector"),
+    ("model_best.pth", "the best checkpoint by SOLVER.BEST_METRIC"),
+    ("inference", "predictions on the held-out images, and AP"),
+    ("inference_TTA", "the same under test-time augmentation"),
+    ("metrics.json", "every logged number; TensorBoard: tensorboard --logdir {output}"),
+    ("config.yaml", "the full config"),
+    (RECORD_FILE, "a line a start: command, seed, git revision, versions, full config"),
+    ("log.txt", "what was printed"),
+    (FAULTS_FILE, "what is wrong with the datasets"),
+    ("curves.png", "losses and AP over the iterations"),
+    ("predictions.png", "held-out images: ground truth beside predictions"),
+)
+
+
+def check_output(output: str, args: argparse.Namespace) -> None:
+    """Checks that a training begins in a folder without another one's checkpoints.
+
+    Args:
+        output: OUTPUT_DIR, or train.output_dir.
+        args: of :func:`~rope_vit_det.engine.command_line.argument_parser`.
+
+    Raises:
+        InputError: it has some, and neither --resume nor --overwrite is given; or --overwrite
+            cannot be.
+    """
+    if getattr(args, "overwrite", False):
+        if args.resume or args.eval_only:
+            other = "--resume" if args.resume else "--eval-only"
+            raise InputError(f"--overwrite begins a new training; leave it out beside {other}")
+        if Path.cwd().is_relative_to(Path(output).resolve()):
+            raise InputError(
+                f"--overwrite would move the current folder aside; {output!r} is no OUTPUT_DIR for "
+                "it: name a folder below"
+            )
+    elif not (args.resume or args.eval_only) and Path(output, LAST).is_file():
+        raise InputError(
+            f"{output} holds the checkpoints of an earlier training; add --resume to go on with "
+            "it, set another OUTPUT_DIR (train.output_dir), or add --overwrite, which moves it "
+            "aside"
+        )
+
+
+def clear_output(output: str, args: argparse.Namespace) -> None:
+    """Moves an earlier run aside where --overwrite says so; to be called before :func:`launch`.
+
+    Args:
+        output, args: as of :func:`check_output`.
+    """
+    if getattr(args, "overwrite", False) and is_first_process(args):
+        move_aside(output)
+
+
+def move_aside(output: str) -> None:
+    """Renames the folder of an earlier run, if there is one; nothing is deleted.
+
+    What the check of this run's datasets has just written stays.
+
+    Args:
+        output: becomes `output.previous`, `output.previous-2` and so on, whichever is free.
+    """
+    folder = Path(output).resolve()
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {FAULTS_FILE}:
+        return
+    previous, number = folder.with_name(f"{folder.name}.previous"), 1
+    while previous.exists():
+        number += 1
+        previous = folder.with_name(f"{folder.name}.previous-{number}")
+    folder.rename(previous)
+    print(f"{folder} was moved to {previous}", flush=True)
+    if (previous / FAULTS_FILE).exists():
+        folder.mkdir()
+        (previous / FAULTS_FILE).rename(folder / FAULTS_FILE)
+
+
+def describe_output(output: str) -> str:
+    """What a run left where, a line each."""
+    folder = Path(output).resolve()
+    lines = [
+        f"  {name:<{max(len(name) for name, _ in _CONTENTS)}}  {what.format(output=folder)}"
+        for name, what in _CONTENTS
+        if (folder / name).exists()
+    ]
+    return "\n".join([f"In {folder}:", *lines])
+
+
+def record_run(output: str, seed: int) -> None:
+    """Adds a line to OUTPUT_DIR/runs.json; earlier lines, of a run that is resumed, stay.
+
+    Args:
+        output: the folder, in which Detectron2's `default_setup` has just written config.yaml.
+        seed: of the run, also where it was drawn.
+    """
+    config = Path(output, "config.yaml")
+    row = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "seed": seed,
+        "git_revision": git_revision(),
+        "python": sys.version.split()[0],
+        "versions": {
+            each.metadata["Name"]: each.version
+            for each in sorted(metadata.distributions(), key=lambda d: d.metadata["Name"] or "")
+        },
+        "config": config.read_text("utf-8") if config.is_file() else None,
+    }
+    with Path(output, RECORD_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def git_revision() -> str | None:
+    """The commit of this package's repository, "-dirty" behind it where files were changed.
+
+    None where the package lies in no repository of its own, as when it is installed from a wheel.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != PACKAGE.parent:
+            return None  # another project's, in which we lie in a virtual environment
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def settle_seed(seed: int, output: str | None = None, *, resume: bool = False) -> int:
+    """The seed of a run, the same in all processes, which all are to call this.
+
+    Args:
+        seed: as the config gives it; below 0 one is drawn, or with `resume` read.
+        output: the run's folder, where it is written; None: nowhere.
+        resume: go on with the seed that `output` holds.
+    """
+    if comm.is_main_process():
+        known = _read(output) if resume and output else None
+        if seed < 0:
+            seed = secrets.randbelow(2**31) if known is None else known
+        elif known is not None and known != seed:
+            logger.warning(
+                "The run in %s had SEED %d; with %d it goes on as another one", output, known, seed
+            )
+        if output:
+            with new_file(Path(output, SEED_FILE), force=True) as temporary:
+                temporary.write_text(f"{seed}\n")
+    return comm.all_gather(seed)[0]
+
+
+def _read(output: str) -> int | None:
+    path = Path(output, SEED_FILE)
+    return int(path.read_text()) if path.is_file() else None

@@ -1,0 +1,161 @@
+"""Exporting, checking and evaluating, as a command line says."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..config.run_config import find_config_file
+from ..data.classes import Classes
+from ..data.own import register_own_data, use_own_data
+from ..engine.setup import check_config
+from ..errors import InputError
+from ..models import RoPEViT
+from ..prediction.load_detector import load_detector, read_detector_config
+from ..utils.atomic_files import check_new_file, new_file
+from .checks import check_images, compare_detections, compare_features
+from .evaluation import ExportedDetector, Run, compare_ap, run_in_detector
+from .padding import with_padding
+from .pyramid import Pyramid, export_onnx, export_pyramid, save_onnx
+from .sizes import other_size, size_multiple, traced_size
+from .traced_detector import trace_detector
+
+INFO_FILE = "info.json"
+_FORMATS = {
+    ".ts": "the detector as TorchScript",
+    ".pt2": "the backbone with its pyramid, by torch.export",
+    ".onnx": "the backbone with its pyramid, as ONNX",
+}
+
+
+def run(
+    *,
+    config_file: str,
+    output: str,
+    weights: str | None = None,
+    images: Sequence[str] = (),
+    threshold: float = 0.05,
+    categories: str | None = None,
+    evaluate: bool = False,
+    max_ap_loss: float = 0.1,
+    force: bool = False,
+    opts: Sequence[str] = (),
+) -> None:
+    """Exports a trained detector, or its backbone, and says how far the file is from it.
+
+    The file gets its name only after all checks.
+
+    Args:
+        config_file: a config, or a training's OUTPUT_DIR.
+        output: the file; its suffix says what is exported: .ts, .pt2 or .onnx.
+        weights: a checkpoint; None: see
+            :func:`~rope_vit_det.prediction.load_detector.read_detector_config`.
+        images: files to compare on; none: drawn images.
+        threshold: least score of a detection.
+        categories: a COCO file, for a checkpoint without class names.
+        evaluate: compare AP on DATASETS.TEST.
+        max_ap_loss: AP points, of 100, that may be lost.
+        force: replace a file.
+        opts: KEY VALUE pairs over the config.
+
+    Raises:
+        InputError: for a wrong input.
+        RunError: the exported file is not as good.
+    """
+    suffix = Path(output).suffix
+    if suffix not in _FORMATS:
+        known = "; ".join(f"{end}: {what}" for end, what in _FORMATS.items())
+        raise InputError(f"--output {output}: the suffix says what is exported ({known})")
+    check_new_file(output, force=force)
+    if not os.path.isdir(config_file):
+        config_file = find_config_file(config_file)
+    cfg = read_detector_config(config_file, weights, opts, threshold)
+    cfg.MODEL.DEVICE = "cpu"
+    if evaluate:
+        use_own_data(cfg)
+        register_own_data(cfg)
+    cfg.freeze()
+    if evaluate:
+        check_config(cfg, eval_only=True)
+    detector, classes = load_detector(cfg, categories)
+    step = size_multiple(detector)
+    traced, *others = check_images(
+        images, [traced_size(step), traced_size(step), other_size(step)], cfg.INPUT.FORMAT
+    )
+    info = _info(cfg, detector, classes, step)
+
+    with new_file(output, force=force) as temporary:
+        if suffix == ".ts":
+            padded = with_padding(detector, step)
+            # Of odd sizes, so that cutting and padding is in the graph.
+            traced, *others = (image[:, :-5, :-11] for image in (traced, *others))
+            script = trace_detector(padded, traced, step)
+            script.save(str(temporary), _extra_files={INFO_FILE: json.dumps(info)})
+            ran = torch.jit.load(str(temporary))
+            told = compare_detections(padded, ran, others, threshold, step)
+            exported = ExportedDetector(ran, step)
+        else:
+            save = _save_onnx if suffix == ".onnx" else _save_pt2
+            ran = save(temporary, detector, traced, step, info)
+            # Another number of images at a time, too.
+            batches = [image[None] for image in others] + [torch.stack([traced, others[0]])]
+            told = compare_features(Pyramid(detector).eval(), ran, batches)
+            exported = with_padding(detector, step, partial(run_in_detector, ran, detector))
+        print(told, flush=True)
+        if evaluate:
+            print(compare_ap(cfg, detector, exported, max_ap_loss), flush=True)
+    size = os.path.getsize(output) / 2**20
+    print(f"{output}: {_FORMATS[suffix]}, {size:.1f} MiB; height and width: multiples of {step} px")
+
+
+def _save_pt2(
+    path: Path, detector: nn.Module, image: Tensor, step: int, info: dict[str, Any]
+) -> Run:
+    pyramid = Pyramid(detector, step).eval()
+    program = export_pyramid(pyramid, torch.stack([image, image]), step)
+    # torch.export wants a name that ends in .pt2, or an open file.
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={INFO_FILE: json.dumps(info)})
+    with path.open("rb") as file:
+        # No module within one: it cannot be switched to evaluation, which it is made for.
+        return partial(torch.export.load(file).module())
+
+
+def _save_onnx(
+    path: Path, detector: nn.Module, image: Tensor, step: int, info: dict[str, Any]
+) -> Run:
+    pyramid = Pyramid(detector).eval()
+    texts = {"info": json.dumps(info)}
+    save_onnx(export_onnx(pyramid, torch.stack([image, image]), step, texts), path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return partial(_run_onnx, session.run, [output.name for output in session.get_outputs()])
+
+
+def _run_onnx(run: Callable, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    outputs = run(names, {"images": images.numpy()})
+    return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+
+
+def _info(cfg: CfgNode, detector: nn.Module, classes: Classes, step: int) -> dict[str, Any]:
+    """What whoever runs the file needs to know."""
+    network = next(
+        (each for each in detector.backbone.modules() if isinstance(each, RoPEViT)), None
+    )
+    return {
+        "network": None if network is None else cfg.MODEL.ROPE_VIT.NAME,
+        "channels": cfg.INPUT.FORMAT,
+        "pixel_mean": detector.pixel_mean.flatten().tolist(),
+        "multiple_of": step,
+        "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
+        "longest_side": cfg.INPUT.MAX_SIZE_TEST,
+        "classes": classes["names"],
+        "category_ids": classes["ids"],
+    }

@@ -1,0 +1,126 @@
+"""From what a training left, or a config and a checkpoint, to a detector with class names."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..checkpoint.checkpointer import BEST, DetectorCheckpointer
+from ..config.run_config import read_run_config
+from ..data.classes import Classes, num_classes
+from ..data.coco_file import read_coco
+from ..errors import InputError
+from ..weights.load import PREFIX
+
+_FINAL = "model_final.pth"
+# What is not in the classes' keys: thresholds below which detections are dropped.
+_THRESHOLDS = ("ROI_HEADS", "RETINANET")
+
+
+def read_detector_config(
+    config_or_dir: str, weights: str | None, opts: Sequence[str], threshold: float
+) -> CfgNode:
+    """The config of a trained detector, MODEL.WEIGHTS set.
+
+    Args:
+        config_or_dir: see :func:`~rope_vit_det.config.run_config.read_run_config`.
+        weights: a checkpoint; None: the best, final or last one of the folder, or what the config
+            names.
+        opts: KEY VALUE pairs.
+        threshold: least score of a detection.
+
+    Raises:
+        InputError: there is no config, or no checkpoint.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the confidence threshold must be from 0 to 1, got {threshold}")
+    cfg, file = read_run_config(config_or_dir, opts)
+    path = Path(config_or_dir)
+    if weights is None and path.is_dir() and "MODEL.WEIGHTS" not in opts:
+        weights = _find_checkpoint(path)
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = weights
+    if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(PREFIX):
+        named = f"{cfg.MODEL.WEIGHTS} is a backbone alone" if cfg.MODEL.WEIGHTS else "none is named"
+        raise InputError(f"{file}: a trained detector's checkpoint is needed, {named}; --weights")
+    for head in _THRESHOLDS:
+        cfg.MODEL[head].SCORE_THRESH_TEST = float(threshold)
+    return cfg
+
+
+def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Classes]:
+    """The detector of MODEL.WEIGHTS, ready for inference, and its classes.
+
+    Args:
+        categories: a COCO file whose categories are the classes; None: the checkpoint says them.
+
+    Raises:
+        InputError: the checkpoint cannot be read, is not the config's whole detector, or says no
+            class names.
+    """
+    model = build_model(cfg).eval()
+    rest = _WholeDetector(model).load(cfg.MODEL.WEIGHTS)
+    source = categories or cfg.MODEL.WEIGHTS
+    classes = _read_categories(categories) if categories else _check_classes(rest.get("classes"))
+    if classes is None:
+        raise InputError(
+            f"{source} does not hold the names of its classes; name the COCO file that it was "
+            "trained on with --categories"
+        )
+    wanted = num_classes(cfg)
+    if wanted and wanted[1] != len(classes["names"]):
+        raise InputError(
+            f"{source} has {len(classes['names'])} classes, {wanted[0]} is {wanted[1]}"
+        )
+    return model, classes
+
+
+class _WholeDetector(DetectorCheckpointer):
+    """Refuses what Detectron2 only logs: heads that stay random."""
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        for name, theirs, ours in incompatible.incorrect_shapes:
+            raise InputError(
+                f"{name} has shape {tuple(theirs)} in the checkpoint and {tuple(ours)} in the "
+                "model; the config is of another detector"
+            )
+        if incompatible.missing_keys:
+            missing = incompatible.missing_keys
+            raise InputError(
+                f"{len(missing)} tensors of the config's detector are not in it, {missing[0]} "
+                "among them; the config is of another detector"
+            )
+        return incompatible
+
+
+def _find_checkpoint(folder: Path) -> str:
+    for name in (BEST, _FINAL):
+        if (folder / name).is_file():
+            return str(folder / name)
+    tag = folder / "last_checkpoint"
+    if tag.is_file():
+        return str(folder / tag.read_text("utf-8").strip())
+    raise InputError(f"{folder} has no checkpoint ({BEST}, {_FINAL}, last_checkpoint); --weights")
+
+
+def _check_classes(classes: Any) -> Classes | None:
+    if not isinstance(classes, Mapping):
+        return None
+    names, ids = classes.get("names"), classes.get("ids")
+    if isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids):
+        return {"names": names, "ids": ids}
+    return None
+
+
+def _read_categories(path: str) -> Classes:
+    categories = read_coco(path, needed=("categories",))["categories"]
+    try:
+        # Detectron2 numbers classes in the order of their ids.
+        ordered = sorted((int(each["id"]), str(each["name"])) for each in categories)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: its categories are not COCO's, with 'id' and 'name'") from None
+    return {"names": [name for _, name in ordered], "ids": [number for number, _ in ordered]}

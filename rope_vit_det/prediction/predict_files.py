@@ -1,0 +1,224 @@
+"""What tools/predict.py does."""
+
+import difflib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..utils.image_files import find_images, load_batches, read_rgb
+from ..visualization.predictions import draw_instances
+from ..visualization.sheets import readable_scale, write_picture
+from .coco_json import CocoPredictions
+from .inputs import check_images, find_video
+from .predictor import Predictor
+from .slicing import SlicedPredictor, check_slicing
+from .video import Video, new_video
+
+
+def run(
+    config_file: str,
+    inputs: Sequence[str],
+    *,
+    weights: str | None = None,
+    output: str | None = None,
+    json_file: str | None = None,
+    confidence_threshold: float = 0.5,
+    classes: Sequence[str] | None = None,
+    categories: str | None = None,
+    batch_size: int = 1,
+    device: str | None = None,
+    tta: bool = False,
+    bf16: bool = False,
+    slice_side: int | None = None,
+    opts: Sequence[str] = (),
+) -> None:
+    """Detects objects in images or a video, and writes pictures, a COCO file, or both.
+
+    Args:
+        config_file, weights, categories, device, tta, bf16, opts: see :class:`Predictor`.
+        inputs: images, folders and patterns, or one video.
+        output: the folder for a PNG an image, or the MP4.
+        json_file: the file for the detections.
+        confidence_threshold: least score.
+        classes: names; None: all.
+        batch_size: images at a time.
+        slice_side: pixels of the side of slices for large images; None: images go whole.
+
+    Raises:
+        InputError: nothing was done, or, where memory or disk ends, nothing half-written.
+    """
+    if output is None and json_file is None:
+        raise InputError("nothing would be written: name --output, --json, or both")
+    if batch_size < 1:
+        raise InputError(f"the batch size must be 1 or more, got {batch_size}")
+    if slice_side is not None:
+        check_slicing(slice_side)
+    for path in (output, json_file):
+        _check_writable(path)
+    video = find_video(inputs)
+    source = Video(video) if video else _Images(find_images(inputs), output)
+    predictor = Predictor(
+        config_file,
+        weights,
+        opts=opts,
+        threshold=confidence_threshold,
+        categories=categories,
+        device=device,
+        tta=tta,
+        bf16=bf16,
+    )
+    print(f"{predictor.cfg.MODEL.WEIGHTS}: {len(predictor.classes['names'])} classes", flush=True)
+    keep = _class_numbers(classes, predictor.classes["names"])
+    model = predictor if slice_side is None else SlicedPredictor(predictor, slice_side)
+    work = _Work(model, keep)
+    coco = CocoPredictions(predictor.classes) if json_file else None
+    start = time.perf_counter()
+    if video:
+        _predict_video(source, work, predictor, output, coco, batch_size)
+    else:
+        _predict_images(source, work, predictor, output, coco, batch_size)
+    if coco:
+        coco.write(json_file)
+    print(work.summary(time.perf_counter() - start, predictor))
+    for path in filter(None, (output, json_file)):
+        print(f"written: {path}")
+
+
+class _Images:
+    """Image files, checked, and the pictures to draw of them."""
+
+    def __init__(self, paths: list[str], output: str | None) -> None:
+        self.pictures = _picture_paths(paths, output) if output else {}
+        self.ids = {path: i for i, path in enumerate(paths, start=1)}
+        sizes = dict(zip(paths, check_images(paths), strict=True))
+        # Images of a size go through the network together.
+        self.paths = sorted(paths, key=lambda path: sizes[path])
+
+
+class _Work:
+    """Runs the detector, and counts."""
+
+    def __init__(self, model: Predictor | SlicedPredictor, keep: torch.Tensor | None) -> None:
+        self._model = model
+        self._keep = keep
+        self.seconds = 0.0
+        self.num_images = 0
+        self.found: Counter[int] = Counter()
+
+    def __call__(self, images: list[np.ndarray], channel_order: str) -> list[Instances]:
+        start = time.perf_counter()
+        results = self._model.predict(images, channel_order=channel_order)
+        if self._keep is not None:
+            results = [each[torch.isin(each.pred_classes, self._keep)] for each in results]
+        self.seconds += time.perf_counter() - start
+        self.num_images += len(images)
+        for each in results:
+            self.found.update(each.pred_classes.tolist())
+        return results
+
+    def summary(self, seconds: float, predictor: Predictor) -> str:
+        names = predictor.classes["names"]
+        found = ", ".join(f"{names[i]} {count}" for i, count in sorted(self.found.items()))
+        return (
+            f"{self.num_images} images, {self.found.total()} objects ({found or 'none'})\n"
+            f"{seconds:.1f} s, {self.num_images / seconds:.2f} images/s with reading and writing, "
+            f"{self.num_images / self.seconds:.2f} images/s in the detector, on "
+            f"{predictor.device}"
+        )
+
+
+def _predict_images(
+    source: _Images,
+    work: _Work,
+    predictor: Predictor,
+    output: str | None,
+    coco: CocoPredictions | None,
+    batch_size: int,
+) -> None:
+    with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
+        for batch in load_batches(source.paths, batch_size, read_rgb):
+            results = work([image for _, image in batch], "RGB")
+            for (path, image), found in zip(batch, results, strict=True):
+                if output:
+                    scale = readable_scale(image)
+                    picture = draw_instances(image, found, predictor.metadata, scale)
+                    write_picture(picture, source.pictures[path])
+                if coco:
+                    coco.add(source.ids[path], found, file_name=path)
+            bar.update(len(batch))
+
+
+def _predict_video(
+    video: Video,
+    work: _Work,
+    predictor: Predictor,
+    output: str | None,
+    coco: CocoPredictions | None,
+    batch_size: int,
+) -> None:
+    number = 0
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=video.num_frames or None, unit="frame", disable=None))
+        if output:
+            path = Path(output, Path(video.path).stem + ".mp4")
+            file = stack.enter_context(new_video(path, video.frame_rate))
+        for frames in video.batches(batch_size):
+            for frame, found in zip(frames, work(frames, "BGR"), strict=True):
+                if output:
+                    picture = draw_instances(frame[:, :, ::-1], found, predictor.metadata)
+                    file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                if coco:
+                    coco.add(number + 1, found, file_name=video.path, frame=number)
+                number += 1
+            bar.update(len(frames))
+    if number < video.num_frames:
+        print(f"{video.path}: {number} of the {video.num_frames} frames it should have were read")
+
+
+def _class_numbers(wanted: Sequence[str] | None, names: list[str]) -> torch.Tensor | None:
+    if wanted is None:
+        return None
+    for name in wanted:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1) or names[:20]
+            raise InputError(f"--classes: no class {name!r}; there is {', '.join(close)}")
+    return torch.tensor([i for i, name in enumerate(names) if name in wanted])
+
+
+def _picture_paths(paths: list[str], output: str) -> dict[str, str]:
+    """A PNG in the folder for each image, whose names tell apart what has the same name."""
+    folder = os.path.dirname(os.path.abspath(paths[0]))
+    if len(paths) > 1:
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
+    stems = Counter(os.path.splitext(name)[0] for name in names)
+    pictures = {}
+    for path, name in zip(paths, names, strict=True):
+        stem = os.path.splitext(name)[0]
+        picture = os.path.join(output, (stem if stems[stem] == 1 else name) + ".png")
+        if any(os.path.exists(picture) and os.path.samefile(picture, each) for each in paths):
+            raise InputError(f"--output {output}: {picture} is one of the images; another folder")
+        pictures[path] = picture
+    return pictures
+
+
+def _check_writable(path: str | None) -> None:
+    if path is None:
+        return
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() and folder != Path(path).absolute():
+        raise InputError(f"{path} cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path} cannot be written: {folder} is read-only")

@@ -1,0 +1,177 @@
+"""What a detector costs, part by part."""
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from ..engine.lazy import load_lazy_config
+from ..engine.setup import load_config
+from ..errors import InputError
+from ..models import VARIANTS, RoPEViT
+from ..models.complexity import Complexity, count_complexity, network_complexity, network_part
+
+
+def analyze(args: argparse.Namespace) -> str:
+    """The tables that a command line asks for.
+
+    Args:
+        args: with `size` (h, w); `network`, `patch_stride` and `window_size`, a list; or without
+            `network` `config_file` and `opts`, as of
+            :func:`~rope_vit_det.engine.command_line.argument_parser`.
+
+    Raises:
+        InputError: for an unknown network or a wrong config.
+    """
+    if args.network is None:
+        parts, size = detector_complexity(build_detector(args), *args.size)
+        return f"{', '.join(args.config_file)}, {_pixels(size)}\n\n{complexity_table(parts)}"
+    if args.network not in VARIANTS:
+        raise InputError(
+            f"--network {args.network}: no such network; there are: {', '.join(sorted(VARIANTS))}"
+        )
+    size = _padded(args.size, args.patch_stride)
+    tables = []
+    for window in args.window_size:
+        parts = network_complexity(
+            args.network, *size, patch_stride=args.patch_stride, window_size=window
+        )
+        attention = f"windows of {window}x{window} tokens" if window else "global attention"
+        title = f"{args.network}, {_pixels(size)}, patch stride {args.patch_stride}, {attention}"
+        tables.append(f"{title}\n\n{complexity_table(parts)}")
+    return "\n\n".join(tables)
+
+
+def build_detector(args: argparse.Namespace) -> nn.Module:
+    """The detector of a yaml config or a LazyConfig, with random weights, for inference on the CPU.
+
+    Args:
+        args: with `config_file` and `opts`, of
+            :func:`~rope_vit_det.engine.command_line.argument_parser`.
+
+    Raises:
+        InputError: for a wrong config.
+    """
+    if args.config_file[-1].endswith(".py"):
+        return instantiate(load_lazy_config(args).model).eval()
+    cfg = load_config(args).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg).eval()
+
+
+def detector_complexity(
+    detector: nn.Module, height: int, width: int
+) -> tuple[dict[str, Complexity], tuple[int, int]]:
+    """What the parts of a detector cost for one image.
+
+    Heads that take proposals get as many as they can at most, so that the counts depend on no
+    weights and no image: POST_NMS_TOPK_TEST boxes, and DETECTIONS_PER_IMAGE masks or keypoints.
+
+    Args:
+        detector: on the CPU, in evaluation mode; spent afterwards.
+        height, width: of the image in pixels.
+
+    Returns:
+        The parts, and the (height, width) that the image is padded to.
+    """
+    padded = _padded((height, width), max(detector.backbone.size_divisibility, 1))
+    backbone = detector.backbone
+    detector.backbone = _RandomFeatures(backbone)
+    _keep_everything(detector)
+    image = {"image": torch.zeros(3, height, width), "height": height, "width": width}
+    heads = count_complexity(detector, [image], _head)
+
+    backbone.to("meta")
+    parts = count_complexity(
+        backbone, torch.empty(1, 3, *padded, device="meta"), partial(_backbone_part, backbone)
+    )
+    # After the network, which lies in it.
+    pyramid = {name: parts.pop(name) for name in ("pyramid",) if name in parts}
+    return parts | pyramid | heads, padded
+
+
+def complexity_table(parts: Mapping[str, Complexity]) -> str:
+    """The parts and their sum as a table: millions, billions (of operations: x2), millions."""
+    total = Complexity(*map(sum, zip(*parts.values(), strict=True)))
+    rows = [
+        (
+            name,
+            f"{part.parameters / 1e6:.2f}",
+            f"{part.multiply_adds / 1e9:.2f}",
+            f"{2 * part.multiply_adds / 1e9:.2f}",
+            f"{part.activations / 1e6:.1f}",
+        )
+        for name, part in (*parts.items(), ("total", total))
+        if any(part)
+    ]
+    headers = ("", "parameters (M)", "multiply-adds (G)", "operations (G)", "activations (M)")
+    return tabulate(
+        rows, headers, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 4)
+    )
+
+
+def _padded(size: tuple[int, int], step: int) -> tuple[int, int]:
+    return (-(-size[0] // step) * step, -(-size[1] // step) * step)
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"an image of {size[0]}x{size[1]} px"
+
+
+class _RandomFeatures(Backbone):
+    """In place of a backbone: feature maps of its shapes, at no cost."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self._shapes = backbone.output_shape()
+        self._padding = (backbone.size_divisibility, backbone.padding_constraints)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        def grid(stride: int) -> list[int]:
+            return [-(-side // stride) for side in images.shape[-2:]]
+
+        return {
+            name: torch.randn(len(images), shape.channels, *grid(shape.stride))
+            for name, shape in self._shapes.items()
+        }
+
+    def output_shape(self) -> dict:
+        return self._shapes
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._padding[0]
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self._padding[1]
+
+
+def _keep_everything(detector: nn.Module) -> None:
+    for module in detector.modules():
+        if isinstance(module, RPN):
+            module.nms_thresh = 1.0
+        elif isinstance(module, FastRCNNOutputLayers):
+            module.test_score_thresh, module.test_nms_thresh = -1.0, 1.0
+
+
+def _head(path: str) -> str:
+    first, _, rest = path.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "roi_heads" else first or "other"
+
+
+def _backbone_part(backbone: Backbone, path: str) -> str:
+    if isinstance(backbone, RoPEViT):
+        return network_part(path)
+    if isinstance(getattr(backbone, "net", None), RoPEViT) and path.startswith("net."):
+        return network_part(path.removeprefix("net."))
+    return "pyramid"

@@ -1,0 +1,53 @@
+"""What a value may be: an argument, a key of a config, a number in a JSON file."""
+
+from collections.abc import Sequence, Set
+from typing import Any
+
+_MAX = 2**63
+
+
+def is_whole_number(value: Any, least: int = 0) -> bool:
+    """False for True and False, and for 16.0."""
+    return type(value) is int and value >= least
+
+
+def is_number(value: Any) -> bool:
+    """Not True, False, NaN or infinite, nor beyond 2^63, as 10^400 in a JSON file is."""
+    return type(value) in (int, float) and -_MAX < value < _MAX
+
+
+def is_share(value: Any) -> bool:
+    """A number from 0 to below 1."""
+    return is_number(value) and 0 <= value < 1
+
+
+def is_pair(value: Any) -> bool:
+    """Two whole numbers of 1 or more, as (h, w)."""
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(is_whole_number(side, 1) for side in value)
+    )
+
+
+def are_blocks(value: Any, depth: int) -> bool:
+    """Indices of blocks, in any order."""
+    is_list = isinstance(value, Sequence | Set) and not isinstance(value, str)
+    return is_list and all(is_whole_number(block) and block < depth for block in value)
+
+
+def check_argument(name: str, value: Any, ok: bool, allowed: str) -> None:
+    """
+    Raises:
+        ValueError: names the argument, what is allowed and what was given.
+    """
+    if not ok:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def is_id(value: Any) -> bool:
+    return type(value) is int and is_number(value)

@@ -1,0 +1,63 @@
+"""Files that appear whole or not at all."""
+
+import filecmp
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+
+
+@contextmanager
+def new_file(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
+    """For writing a file whole or not at all: gives a temporary path, which is renamed at the end.
+
+    Args:
+        force: replace a file that is there.
+
+    Raises:
+        InputError: the file is there and not to be replaced, or cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # through a link, to the file it stands for
+    check_new_file(path, force=force)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        check_new_file(path, force=force or _equal(temporary, path))
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: str | os.PathLike, *, force: bool = False) -> None:
+    """Finds out, before the work, whether a file can be put at a path.
+
+    Raises:
+        InputError: there is a folder, or a file that is not to be replaced.
+    """
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder")
+    if os.path.exists(path) and not force:
+        raise InputError(f"{path} is there already; give another name, or --force to replace it")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Puts the names of the files onto the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _equal(new: Path, old: Path) -> bool:
+    """Whether another process, at the same time, wrote the same."""
+    return old.is_file() and filecmp.cmp(new, old, shallow=False)

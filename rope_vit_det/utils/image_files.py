@@ -1,0 +1,176 @@
+"""Image files: which ones a command line means, reading them, and whether that can be done."""
+
+import glob
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
+
+from ..errors import InputError
+
+READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing run outside Python's lock
+_BATCHES_AHEAD = 2
+_T = TypeVar("_T")
+
+
+def find_images(inputs: Sequence[str | os.PathLike]) -> list[str]:
+    """Image files, in the order of the inputs, those of a folder or a pattern sorted; each once.
+
+    Args:
+        inputs: image files (of whatever name), folders (searched through, for files with the
+            suffix of an image) and patterns (`**` for any depth; folders that match are searched).
+
+    Raises:
+        InputError: there are none; an input does not exist, or brings no image.
+    """
+    if not inputs:
+        raise InputError("no images given: name image files, folders or patterns")
+    found: dict[str, str] = {}
+    for given in map(os.fspath, inputs):
+        images = list(_images(given))
+        if not images:
+            raise InputError(
+                f"{given} brings no image (suffixes looked for: {', '.join(IMG_EXTENSIONS)})"
+            )
+        for image in images:
+            found.setdefault(os.path.abspath(image), image)
+    return list(found.values())
+
+
+def load_batches(
+    paths: Sequence[str], batch_size: int, load: Callable[[str], _T]
+) -> Iterator[list[tuple[str, _T]]]:
+    """Pairs of path and what `load` makes of it, a few batches ahead of whoever takes them."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque = deque()
+        for start in range(0, len(paths), batch_size):
+            chunk = paths[start : start + batch_size]
+            ahead.append([(path, pool.submit(load, path)) for path in chunk])
+            if len(ahead) > _BATCHES_AHEAD:
+                yield [(path, future.result()) for path, future in ahead.popleft()]
+        while ahead:
+            yield [(path, future.result()) for path, future in ahead.popleft()]
+
+
+def check_depth(image: Image.Image) -> None:
+    """Refuses an image whose conversion to RGB would cut its values off.
+
+    Raises:
+        ValueError: its channels have more than 8 bits.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode})")
+
+
+def describe_read_error(path: str, error: Exception) -> str:
+    """Why a file could not be read, in one line that does not name it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).replace(repr(path), "the file").split()) or type(error).__name__
+
+
+def _images(given: str) -> Iterator[str]:
+    if os.path.isdir(given):
+        yield from _in_folder(given)
+    elif os.path.lexists(given):
+        yield given
+    elif glob.has_magic(given):
+        for match in sorted(glob.glob(given, recursive=True)):
+            if os.path.isdir(match):
+                yield from _in_folder(match)
+            elif _is_image(match):
+                yield match
+    else:
+        raise InputError(f"{given}: no such file or folder")
+
+
+def _in_folder(folder: str) -> Iterator[str]:
+    """Through linked folders too, but none twice: a link may lead back up."""
+    seen = {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        new = {os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders)}
+        folders[:] = [name for real, name in new.items() if real not in seen]
+        seen.update(new)
+        yield from (os.path.join(parent, name) for name in sorted(files) if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+_ORIENTATION = 274  # EXIF's tag
+_SIDEWAYS = (5, 6, 7, 8)
+_JPEGS = ("JPEG", "MPO")
+_END_OF_JPEG = b"\xff\xd9"
+_THREADS = 16  # most of the time they wait for the disk
+_DELAY = 3  # seconds without a progress bar
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """An image file as RGB, (H, W, 3) uint8, turned as its EXIF data say: as in the training.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            check_depth(image)
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
+        raise InputError(f"{path}: {describe_read_error(path, error)}") from None
+
+
+def image_size(path: str | os.PathLike, *, decode: bool = False) -> tuple[int, int]:
+    """(width, height) in pixels as Detectron2 reads an image: turned as its EXIF data say.
+
+    A JPEG file is decoded only where its last bytes are not those of a whole one; other formats
+    always are.
+
+    Args:
+        decode: a JPEG file too.
+
+    Raises:
+        InputError: the reason why it cannot be read, without the path.
+    """
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            check_depth(image)
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+                width, height = height, width
+            if decode or image.format not in _JPEGS or not _is_whole_jpeg(file):
+                image.load()
+    except UnidentifiedImageError:
+        raise InputError("no image") from None
+    except Exception as error:
+        raise InputError(describe_read_error(str(path), error)) from None
+    return width, height
+
+
+def for_each_file(function: Callable[[_T], _R], items: Sequence[_T], what: str) -> Iterator[_R]:
+    """The results of a function that waits for the disk, in order, under a progress bar.
+
+    Args:
+        what: is being done, for the bar.
+    """
+    bar = tqdm(total=len(items), desc=what, unit=" files", delay=_DELAY, leave=False)
+    with bar, warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")  # of Pillow's about big images and odd metadata
+        for result in pool.map(function, items):
+            bar.update()
+            yield result
+
+
+def _is_whole_jpeg(file: BinaryIO) -> bool:
+    file.seek(-len(_END_OF_JPEG), os.SEEK_END)
+    return file.read() == _END_OF_JPEG

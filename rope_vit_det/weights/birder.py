@@ -1,0 +1,296 @@
+"""Birder's weights files: `.pt` (a dict, by torch.save) and `.safetensors` (the same as metadata).
+
+Formats: `birder.common.fs_ops.checkpoint_model` and `save_st`.
+"""
+
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.rope_vit import RoPEViT
+from ..models.variants import VARIANTS, create_model
+from ..utils.atomic_files import new_file
+from .info import BIRDER_VERSION, TASK, WeightsInfo, architecture_from_config
+from .safe import first_not_finite, load_safetensors, load_torch_file, not_plain
+
+SUFFIXES = (".pt", ".safetensors")
+StateDict = Mapping[str, Tensor]
+
+
+def read_weights_file(
+    path: str | os.PathLike, network: str | None = None
+) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """Reads a file of birder's, or one that :func:`write_weights_file` wrote.
+
+    Args:
+        network: the architecture in it. None: what the file name begins with, up to a "_", "-" or
+            the suffix; the longest known name wins.
+
+    Returns:
+        The state dict (birder's keys, on the CPU) and what the file says about it.
+
+    Raises:
+        InputError: the file is missing, damaged, no weights file, has tensors that are not the
+            network's or not finite, or would run code.
+    """
+    path = Path(path)
+    state, fields = read_fields(path)
+    name, tag = network_of_file_name(path.name)
+    if network is not None:
+        if network not in VARIANTS:
+            raise InputError(
+                f"unknown network {network!r}; known are {', '.join(sorted(VARIANTS))}"
+            )
+        tag = tag if name == network else None
+    elif name is None:
+        raise InputError(
+            f"{path} does not say which network it holds; begin its name with the network's, or "
+            f"give network={_candidates(state, fields)}"
+        )
+    info = info_from_fields(path, fields, state, network=network or name, tag=tag)
+    problem = misfit(state, info)
+    if problem:
+        raise InputError(
+            f"{path} has not the tensors of {info.network} at {_pixels(info.image_size)}: "
+            f"{problem}; give network={_candidates(state, fields)}"
+        )
+    return state, info
+
+
+def write_weights_file(
+    path: str | os.PathLike, state_dict: StateDict, info: WeightsInfo, *, force: bool = False
+) -> None:
+    """Writes a file that birder and this project can read, in the format of its suffix.
+
+    Args:
+        path: ends in `.pt` or `.safetensors`; begin its name with the network's.
+        state_dict: with birder's keys.
+        force: replace a file that is there.
+
+    Raises:
+        InputError: another suffix; the file is there and not to be replaced; the tensors are not
+            those of ``info.network``.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: the name of a weights file must end in {' or '.join(SUFFIXES)}")
+    problem = misfit(state_dict, info)
+    if problem:
+        raise InputError(f"{path}: these are not the tensors of {info.network}: {problem}")
+    fields: dict[str, Any] = {
+        "birder_version": info.birder_version or BIRDER_VERSION,
+        "task": info.task,
+        "signature": info.signature,
+        "class_to_idx": dict(info.class_to_idx),
+        "rgb_stats": {"mean": tuple(info.rgb_mean), "std": tuple(info.rgb_std)},
+    }
+    if info.config:
+        fields["config"] = dict(info.config)
+    state = OrderedDict((key, _own(tensor)) for key, tensor in state_dict.items())
+    if path.suffix == ".pt":
+        write_torch_file(path, {"state": state, **fields}, force=force)
+        return
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
+    with new_file(path, force=force) as temporary:
+        # safetensors' own `save_file` makes a file that nobody else can read.
+        temporary.write_bytes(save(dict(state), metadata))
+
+
+def write_torch_file(path: str | os.PathLike, content: Any, *, force: bool = False) -> None:
+    """`torch.save`, whole or not at all; the same content gives the same bytes.
+
+    Raises:
+        InputError: see :func:`new_file`.
+    """
+    # Given a path, torch would put the temporary name into the file.
+    with new_file(path, force=force) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+
+
+def is_weights_file(path: str | os.PathLike) -> bool:
+    """Whether a file is birder's, by name and, for `.pt`, by what its dict holds.
+
+    Raises:
+        InputError: the file is damaged, or would run code.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return True
+    return path.suffix == ".pt" and _has_state(load_torch_file(path, mmap=True))
+
+
+def read_fields(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of a file, and its other fields, not knowing its network.
+
+    Raises:
+        InputError: see :func:`read_weights_file`.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        state, metadata = load_safetensors(path)
+        fields = dict(metadata)
+        for key in ("signature", "class_to_idx", "rgb_stats", "config"):
+            if fields.get(key):
+                fields[key] = _parse(path, key, fields[key])
+    else:
+        content = load_torch_file(path)
+        if not _has_state(content):
+            raise InputError(
+                f"{path} is no weights file of birder's: it has no 'state'"
+                + ("; it looks like a Detectron2 checkpoint" if _is_detectron2(content) else "")
+            )
+        fields = dict(content)
+        state = fields.pop("state")
+    missing = [key for key in ("signature", "class_to_idx", "rgb_stats") if key not in fields]
+    if missing:
+        raise InputError(f"{path} is no weights file of birder's: it has no {missing[0]!r}")
+    if fields.get("task", TASK) != TASK:
+        raise InputError(f"{path} holds a network for {fields['task']}; wanted is one for {TASK}")
+    if not state:
+        raise InputError(f"{path}: its 'state' is not a dict of tensors")
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor) or not_plain(tensor):
+            raise InputError(
+                f"{path}: its 'state' is not a dict of tensors: {key!r} is "
+                f"{not_plain(tensor) or 'not under a name'}"
+            )
+    key = first_not_finite(state)
+    if key:
+        raise InputError(f"{path}: tensor {key} has NaN or infinite values; get the file again")
+    # Without the hooks that a pickled tensor may bring.
+    return {key: tensor.detach() for key, tensor in state.items()}, fields
+
+
+def info_from_fields(
+    path: str | os.PathLike,
+    fields: Mapping[str, Any],
+    state: StateDict,
+    *,
+    network: str | None,
+    tag: str | None,
+) -> WeightsInfo:
+    """Makes sense of what :func:`read_fields` found.
+
+    Raises:
+        InputError: a field is not what birder writes, or this project cannot build what it says.
+    """
+    try:
+        channels, *image_size = fields["signature"]["inputs"][0]["data_shape"][1:4]
+        num_classes = fields["signature"]["outputs"][0]["data_shape"][1]
+        info = WeightsInfo(
+            network=network,
+            tag=tag,
+            num_classes=int(num_classes) if "classifier.weight" in state else 0,
+            class_to_idx={str(k): int(v) for k, v in fields["class_to_idx"].items()},
+            image_size=(int(image_size[0]), int(image_size[1])),
+            rgb_mean=tuple(float(x) for x in fields["rgb_stats"]["mean"]),
+            rgb_std=tuple(float(x) for x in fields["rgb_stats"]["std"]),
+            config=dict(fields.get("config") or {}),
+            birder_version=fields.get("birder_version"),
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
+        raise InputError(
+            f"{path}: its signature, class_to_idx, rgb_stats or config is not what birder writes"
+        ) from None
+    if channels != 3 or len(info.rgb_mean) != 3 or len(info.rgb_std) != 3:
+        raise InputError(f"{path} is for images of {channels} channels; this project reads RGB")
+    try:
+        layers = architecture_from_config(info.config, network).get("num_layers")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if isinstance(layers, int) and layers > len(state):  # building them would take for ever
+        raise InputError(f"{path}: its config has {layers} layers, and it {len(state)} tensors")
+    return info
+
+
+def network_of_file_name(name: str) -> tuple[str | None, str | None]:
+    """The network that a file name begins with, and its tag; (None, None): with none that we know.
+
+    `rope_vit_reg4_b14_capi-imagenet21k.pt` gives ("rope_vit_reg4_b14", "capi-imagenet21k").
+    """
+    stem = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.pth)$", "", name)
+    for network in sorted(VARIANTS, key=len, reverse=True):
+        rest = stem.removeprefix(network)
+        if rest != stem and (not rest or rest[0] in "_-."):
+            return network, rest[1:] or None
+    return None, None
+
+
+def skeleton(info: WeightsInfo) -> RoPEViT:
+    """The network of a file on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return create_model(
+            info.network,
+            num_classes=info.num_classes,
+            image_size=info.image_size,
+            **architecture_from_config(info.config, info.network),
+        )
+
+
+def misfit(state: StateDict, info: WeightsInfo) -> str | None:
+    """What keeps tensors from being the network's; None: keys and shapes are all right."""
+    try:
+        wanted = skeleton(info).state_dict()
+    except Exception as error:  # whatever a size or a config that cannot be leads to
+        return " ".join(str(error).split()) or type(error).__name__
+    for what, keys in (
+        ("missing", sorted(wanted.keys() - state.keys())),
+        ("unexpected", sorted(state.keys() - wanted.keys())),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if keys[1:] else ""
+            return f"{what} {keys[0]}{more}"
+    for key, tensor in wanted.items():
+        if tensor.shape != state[key].shape:
+            return f"{key} is {tuple(state[key].shape)}, wanted {tuple(tensor.shape)}"
+    return None
+
+
+def _candidates(state: StateDict, fields: Mapping[str, Any]) -> str:
+    """The networks whose tensors these could be, for the end of a message."""
+    fitting = []
+    for name in VARIANTS:
+        try:
+            info = info_from_fields("", fields, state, network=name, tag=None)
+        except InputError:
+            continue
+        if misfit(state, info) is None:
+            fitting.append(name)
+    if fitting:
+        return " or ".join(map(repr, fitting))
+    return f"…, though no known network fits (known: {', '.join(sorted(VARIANTS))})"
+
+
+def _has_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get("state"), Mapping)
+
+
+def _is_detectron2(content: Any) -> bool:
+    return isinstance(content, Mapping) and "model" in content
+
+
+def _parse(path: Path, key: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise InputError(f"{path}: its metadata {key!r} is not JSON") from None
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor whose storage is its own: torch.save writes all of a storage that is shared."""
+    tensor = tensor.detach().cpu().contiguous()
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} px"

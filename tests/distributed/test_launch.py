@@ -1,0 +1,204 @@
+"""Runs in several real processes, on the CPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rope_vit_det.distributed.launch import check_processes
+from rope_vit_det.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+TRAIN = (ROOT / "tools" / "train_net.py", "--config-file", ROOT / "configs" / "demo.yaml")
+TINY = (
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "20", "SOLVER.AMP.ENABLED", "False"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,80)", "INPUT.MAX_SIZE_TRAIN", "128"),
+    *("INPUT.MIN_SIZE_TEST", "64", "TEST.EVAL_PERIOD", "0"),
+)
+
+
+@pytest.fixture
+def run(small_demo_dataset, tmp_path):
+    """Runs a command in a folder of its own."""
+    environment = os.environ | {
+        "DETECTRON2_DATASETS": str(small_demo_dataset.parent),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(*command):
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=240,
+        )
+
+    return run
+
+
+def _losses(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}
+
+
+def _weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+# Detectron2 logs the median of 20 losses; the test wants each of them.
+EVERY_LOSS = """
+    from detectron2.engine import hooks
+    from detectron2.utils.events import JSONWriter
+    from rope_vit_det.distributed.launch import launch
+    from rope_vit_det.engine.main import _run_in_process
+    from rope_vit_det.engine.setup import load_config
+    from detectron2.engine import default_argument_parser
+
+    def main(args, cfg):
+        write = hooks.PeriodicWriter.__init__
+        hooks.PeriodicWriter.__init__ = lambda self, writers, period: write(self, writers, 1)
+        JSONWriter.__init__.__defaults__ = (1,)
+        _run_in_process(args, cfg)
+
+    if __name__ == "__main__":
+        args = default_argument_parser().parse_args()
+        cfg = load_config(args)
+        launch(main, args, cfg, device=cfg.MODEL.DEVICE)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_that_accumulates(run, tmp_path):
+    script = tmp_path / "every_loss.py"
+    script.write_text(textwrap.dedent(EVERY_LOSS))
+    config = TRAIN[1:]
+    clip = ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "DATASETS.TEST", "()")
+    for options, name in (
+        (("--num-gpus", "2"), "two"),
+        ((), "one"),
+        (("--num-gpus", "2"), "two_again"),
+    ):
+        accumulate = ("SOLVER.ACCUMULATE", "2") if name == "one" else ()
+        answer = run(script, *config, *options, *TINY, *clip, *accumulate, "OUTPUT_DIR", name)
+        assert answer.returncode == 0, answer.stderr[-3000:]
+    two, one = (_losses(tmp_path / name / "metrics.json") for name in ("two", "one"))
+    assert len(two) == 20
+    assert two == pytest.approx(one, rel=1e-4)
+    assert len(set(two.values())) == 20
+    two, one = (_weights(tmp_path / name / "model_final.pth") for name in ("two", "one"))
+    for name, weight in one.items():
+        assert torch.allclose(two[name], weight, rtol=1e-3, atol=1e-4), name
+
+
+def test_two_processes_on_the_cpu_and_only_the_first_one_writes(run, tmp_path):
+    short = (*TINY, "SOLVER.MAX_ITER", "2", "SOLVER.EMA.ENABLED", "True", "OUTPUT_DIR", "out")
+    answer = run(*TRAIN, "--num-gpus", "2", *short)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth"} <= written
+    assert not [name for name in written if "rank" in name]
+    assert len([name for name in written if "tfevents" in name]) == 1
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["SEED"] == 7
+    # Both processes' share of the four held-out images was evaluated.
+    assert "Start inference on 2 batches" in answer.stdout
+
+
+DYING = """
+    from rope_vit_det.engine.train_step import TrainStep
+    from rope_vit_det.engine.trainer import Trainer
+    from rope_vit_det.distributed.launch import launch
+    from rope_vit_det.engine.main import _run_in_process
+    from rope_vit_det.engine.setup import load_config
+    from rope_vit_det.errors import InputError, input_errors_as_one_line
+    from detectron2.engine import default_argument_parser
+    from detectron2.utils import comm
+
+    def main(args, cfg):
+        step = {method}
+        def run_step(self, *args):
+            if comm.get_rank() == 1 and self.iter == 1:
+                raise {error}
+            return step(self, *args)
+        {method} = run_step
+        _run_in_process(args, cfg)
+
+    if __name__ == "__main__":
+        args = default_argument_parser().parse_args()
+        with input_errors_as_one_line():
+            cfg = load_config(args)
+            launch(main, args, cfg, device=cfg.MODEL.DEVICE)
+"""
+
+
+def _run_dying(run, tmp_path, method, error):
+    script = tmp_path / "dying.py"
+    script.write_text(textwrap.dedent(DYING).replace("{method}", method).replace("{error}", error))
+    # In the last iteration, which Detectron2's EvalHook takes for the end.
+    short = (*TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out")
+    return run(script, *TRAIN[1:], "--num-gpus", "2", *short)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("ZeroDivisionError('rank 1 is dead')", 1),
+        pytest.param("InputError('rank 1 has no file')", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_dying_process_ends_the_run(run, tmp_path, error, status):
+    answer = _run_dying(run, tmp_path, "Trainer.run_step", error)
+    assert answer.returncode == status
+    if status == 1:
+        assert "Traceback" in answer.stderr and "ZeroDivisionError: rank 1 is dead" in answer.stderr
+        assert re.search(r'File ".*dying.py", line \d+, in run_step', answer.stderr)
+    else:
+        assert answer.stderr.strip().splitlines()[-1] == "error: rank 1 has no file"
+    assert not (tmp_path / "out" / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_gives_up_in_one_process_ends_all_with_its_batch(run, tmp_path):
+    error = "FloatingPointError('boxes are not finite')"
+    answer = _run_dying(run, tmp_path, "TrainStep._forward", error)
+    assert answer.returncode == 3, answer.stderr[-3000:]
+    last = answer.stderr.strip().splitlines()[-1]
+    assert 'not finite at iteration 1: none ("boxes are not finite") for images' in last
+    assert last.endswith("--replay out/diverged_0000001_1.pth")
+    assert [path.name for path in (tmp_path / "out").glob("*.pth")] == ["diverged_0000001_1.pth"]
+
+
+@pytest.mark.slow
+def test_torchrun(run, tmp_path):
+    short = (*TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out")
+    answer = run("-m", "torch.distributed.run", "--nproc-per-node", "2", *TRAIN, *short)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    assert "World size: 2" in answer.stdout
+    assert (tmp_path / "out" / "model_final.pth").exists()
+    both = run("-m", "torch.distributed.run", "--nproc-per-node", "2", *TRAIN, "--num-gpus", "2")
+    assert both.returncode != 0 and "torchrun starts the processes" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_gpus": 0}, "--num-gpus 0: give 1 or more"),
+        ({"num_gpus": 3}, "IMS_PER_BATCH 16, the images of a step, does not divide by 3"),
+        ({"num_machines": 2}, "needs --dist-url tcp://HOST:PORT"),
+    ],
+)
+def test_what_cannot_run(detector_cfg, options, message):
+    args = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "eval_only": False}
+    args["dist_url"] = "tcp://127.0.0.1:1"
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_processes(Namespace(**args | options), detector_cfg)

@@ -1,0 +1,148 @@
+"""tools/predict.py: what it writes, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+import rope_vit_det
+from rope_vit_det.errors import InputError
+from rope_vit_det.prediction import slicing
+from rope_vit_det.prediction.predict_files import run
+
+TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
+LOW = {"confidence_threshold": 0.2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def photos(small_demo_dataset, tmp_path_factory):
+    """Two folders with an image of the same name in each."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, path in enumerate(sorted((small_demo_dataset / "val").glob("*.jpg"))[:3]):
+        (folder / f"{i % 2}").mkdir(exist_ok=True)
+        shutil.copy(path, folder / f"{i % 2}" / f"{i // 2}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 5, (96, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        writer.write(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    writer.release()
+    return str(path)
+
+
+def test_pictures_and_a_coco_file_of_what_the_predictor_finds(trained_folder, photos, tmp_path):
+    out, json_file = tmp_path / "drawn", tmp_path / "found.json"
+    options = {"batch_size": 2, "classes": ["crate"], **LOW}
+    run(str(trained_folder), [str(photos)], output=str(out), json_file=str(json_file), **options)
+    drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    assert drawn == ["0/0.png", "0/1.png", "1/0.png"]
+    coco = COCO(json_file)
+    predictor = rope_vit_det.Predictor(trained_folder, threshold=0.2, device="cpu")
+    assert [each["file_name"] for each in coco.dataset["images"]] == sorted(
+        map(str, photos.rglob("*.jpg"))
+    )
+    for image in coco.dataset["images"]:
+        found = predictor(image["file_name"])
+        assert found.image_size == (image["height"], image["width"])
+        annotations = coco.imgToAnns[image["id"]]
+        ids = [i + 1 for i in found.pred_classes.tolist() if i == 1]
+        assert [each["category_id"] for each in annotations] == ids
+        scores = [s for s, i in zip(found.scores, found.pred_classes, strict=True) if i == 1]
+        np.testing.assert_allclose([each["score"] for each in annotations], scores, atol=1e-4)
+        assert all(coco.annToMask(each).shape == found.image_size for each in annotations)
+    assert coco.anns
+
+
+def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
+    json_file = tmp_path / "found.json"
+    run(
+        str(trained_folder),
+        [video],
+        output=str(tmp_path),
+        json_file=str(json_file),
+        batch_size=2,
+        device="cpu",
+    )
+    capture = cv2.VideoCapture(str(tmp_path / "clip.mp4"))
+    frames = []
+    while (frame := capture.read())[0]:
+        frames.append(frame[1])
+    assert len(frames) == 5 and frames[0].shape == (64, 96, 3)
+    assert capture.get(cv2.CAP_PROP_FPS) == 5
+    images = json.loads(json_file.read_text())["images"]
+    assert [each["frame"] for each in images] == [0, 1, 2, 3, 4]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "clip.mp4", json_file]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (["nowhere.jpg"], {}, r"nowhere\.jpg: no such file or folder"),
+        (["nowhere.mp4"], {}, r"nowhere\.mp4: no such file"),
+        (["empty.mp4"], {}, r"empty\.mp4 is no video, or one without a frame"),
+        (["noise.mp4"], {}, r"noise\.mp4 is no video"),
+        (["noise.mp4", "good.png"], {}, r"noise\.mp4 is a video: name it alone"),
+        (["cut.jpg", "good.png"], {}, r"cut\.jpg: .*truncated"),
+        (["deep.png", "cut.jpg"], {}, r"deep\.png: .*8 bits.*\(2 of 2 images cannot be read\)"),
+        ([""], {}, "no such file or folder"),
+        (["good.png"], {"output": "."}, r"good\.png is one of the images"),
+        (["good.png"], {"output": "good.png/x"}, r"good\.png is no folder"),
+        (["good.png"], {"output": None}, "nothing would be written"),
+        (["good.png"], {"batch_size": 0}, "batch size must be 1 or more"),
+        (["good.png"], {"slice_side": 4}, "32 pixels or more"),
+        (["good.png"], {"confidence_threshold": 50}, "from 0 to 1"),
+        (["good.png"], {"device": "abacus"}, "device abacus cannot be used"),
+        (["good.png"], {"classes": ["stra"]}, r"no class 'stra'; there is star"),
+        (["good.png"], {"weights": "gone.pth"}, r"gone\.pth: no such file"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    trained_folder, photos, tmp_path, monkeypatch, inputs, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("good.png")
+    Path("cut.jpg").write_bytes((photos / "0" / "0.jpg").read_bytes()[:2000])
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save("deep.png")
+    Path("noise.mp4").write_bytes(b"noise" * 100)
+    writer = cv2.VideoWriter("empty.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 5, (96, 64))
+    writer.release()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=message) as error:
+        run(str(trained_folder), inputs, **{"output": "out", "device": "cpu"} | options)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_slicing_without_sahi_is_refused(monkeypatch, trained_folder, photos):
+    monkeypatch.setattr(slicing.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install sahi"):
+        run(str(trained_folder), [str(photos)], json_file="x.json", slice_side=128)
+
+
+@pytest.mark.slow
+def test_the_command_line(trained_folder, photos, tmp_path):
+    def tool(*arguments):
+        command = [sys.executable, "-W", "ignore", TOOL, "--config-file", trained_folder]
+        return subprocess.run(
+            [*map(str, command), *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    answer = tool("--input", photos, "--json", "found.json", "--opts", "INPUT.MIN_SIZE_TEST", "96")
+    assert answer.returncode == 0, answer.stderr
+    assert "images/s" in answer.stdout and (tmp_path / "found.json").is_file()
+    answer = tool("--input", "nothing.jpg", "--json", "other.json")
+    assert answer.returncode == 2
+    assert answer.stderr == "error: nothing.jpg: no such file or folder\n"
+    assert not (tmp_path / "other.json").exists()

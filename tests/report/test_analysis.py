@@ -1,0 +1,54 @@
+"""What a detector costs, part by part."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.analysis import FlopCountAnalysis
+
+from rope_vit_det.errors import InputError
+from rope_vit_det.report.analysis import analyze, build_detector, detector_complexity
+
+DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+
+
+def detector(*opts):
+    return build_detector(Namespace(config_file=[DEMO], opts=list(opts), eval_only=True))
+
+
+def test_the_parts_are_those_that_fvcore_counts_in_the_detector():
+    parts, padded = detector_complexity(detector(), 100, 120)
+    assert padded == (128, 128)
+    whole = detector("MODEL.RPN.NMS_THRESH", "1.0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "-1.0")
+    whole.roi_heads.box_predictor.test_nms_thresh = 1.0
+    norms = dict.fromkeys(("aten::layer_norm", "aten::group_norm"))
+    image = {"image": torch.zeros(3, 100, 120)}
+    flops = FlopCountAnalysis(whole, [image]).set_op_handle(**norms)
+    counted = flops.unsupported_ops_warnings(False).by_module()
+
+    def of(*names):
+        return sum(counted[f"model.{name}"] for name in names)
+
+    assert parts["proposal_generator"].multiply_adds == of("proposal_generator")
+    for head in ("box_head", "box_predictor"):
+        assert parts[f"roi_heads.{head}"].multiply_adds == of(f"roi_heads.{head}") > 0
+    assert parts["roi_heads.mask_head"].multiply_adds == of("roi_heads.mask_head") > 0
+    p7 = 3 * 3 * 64 * 64  # no head takes it, and it is not in fvcore's graph
+    assert parts["pyramid"].multiply_adds == of("backbone") - of("backbone.net") + p7
+    assert sum(part.parameters for part in parts.values()) == sum(
+        parameter.numel() for parameter in whole.parameters()
+    )
+
+
+def test_windows_cost_less_and_the_table_says_what_was_counted():
+    options = dict(config_file=[], size=(512, 512), patch_stride=16, window_size=[0, 4])
+    text = analyze(Namespace(network="rope_vit_reg1_t16", **options))
+    first, second = (text.split("| total")[i].split("|")[2] for i in (1, 2))
+    assert float(second) < float(first)
+    assert "global attention" in text and "windows of 4x4 tokens" in text
+
+
+def test_a_network_that_does_not_exist():
+    with pytest.raises(InputError, match="rope_vit_reg4_b14"):
+        analyze(Namespace(network="resnet", size=(64, 64), patch_stride=16, window_size=[0]))
