@@ -29,8 +29,9 @@ _HEAD = """\
 # Faulty inputs, and what comes of them
 
 Written by `PYTHONPATH=tests:tests/support python -m corpus.table` from the cases in
-`tests/corpus/`: {count} faulty inputs, each made from a good run of `tools/train_net.py` (four training
-images, two for validation) and started through it. `pytest -m slow tests/corpus` runs them all.
+`tests/corpus/`: {count} faulty inputs, each made from a good run of `tools/train_net.py` (four
+training images, two for validation) and started through it. `pytest -m slow tests/corpus` runs
+them all.
 
 *Refused* means: one line on stderr with the parts given here, exit status 2, before the training
 starts, no traceback. *Handled* means: the run trains and evaluates to its end; where a part is
