@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config.use import use_rope_vit
     from .models import RoPEViT, create_model
     from .prediction import Predictor
+    from .solver import build_optimizer
     from .utils.memory import bound_caches
     from .weights import load_model
 
@@ -25,6 +26,7 @@ __all__ = [
     "RoPEViTPyramid",
     "add_rope_vit_config",
     "bound_caches",
+    "build_optimizer",
     "create_backbone",
     "create_model",
     "load_model",
@@ -39,6 +41,7 @@ _HOMES = {
     "RoPEViTPyramid": "backbone",
     "add_rope_vit_config": "config.keys",
     "bound_caches": "utils.memory",
+    "build_optimizer": "solver",
     "create_backbone": "backbone",
     "create_model": "models",
     "load_model": "weights",

@@ -11,7 +11,12 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
-from .config.keys import PYRAMID_STRIDE, check_pyramid_config, check_rope_vit_config
+from .config.keys import (
+    PYRAMID_STRIDE,
+    check_pyramid_config,
+    check_rope_vit_config,
+    warn_of_high_rate,
+)
 from .config.use import as_arguments, compared_settings, disagreement, settings_for
 from .errors import InputError
 from .models import RoPEViT, create_model
@@ -167,6 +172,7 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
         InputError: for a wrong value; names the key and the allowed values.
     """
     check_rope_vit_config(cfg, own_stride=own_stride)
+    warn_of_high_rate(cfg)
     options = cfg.MODEL.ROPE_VIT
     net = create_backbone(
         options.NAME,

@@ -89,9 +89,6 @@ _SOLVER = {
     "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
     "SOLVER.MAX_ITER": whole(1),
     "SOLVER.CHECKPOINT_PERIOD": whole(1),
-    "SOLVER.LR_SCHEDULER_NAME": one_of(
-        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
-    ),
     "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
     "SOLVER.WARMUP_ITERS": whole(0),
     "SOLVER.WARMUP_FACTOR": number(0),
@@ -118,14 +115,6 @@ _CROPS = {
     "absolute": _PIXELS,
     "absolute_range": _PIXELS,
 }
-# Samplers, and the key that Detectron2 reads and may not define.
-_SAMPLERS = {
-    "TrainingSampler": None,
-    "RepeatFactorTrainingSampler": "REPEAT_THRESHOLD",
-    "RandomSubsetTrainingSampler": "RANDOM_SUBSET_RATIO",
-}
-# What they stand for in Detectron2's SGD, where biases and norms have their own settings.
-_SGD_ONLY = ("MOMENTUM", "NESTEROV", "BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM")
 
 
 def check_rules(cfg: CfgNode, rules: dict[str, Rule]) -> None:
@@ -189,8 +178,6 @@ def check_keys(cfg: CfgNode, *, eval_only: bool = False) -> None:
         check_rules(cfg, _TRAINING_INPUT | _SOLVER)
         _check_augmentation(cfg)
         _check_schedule(cfg)
-        _check_sampler(cfg)
-        _check_sgd(cfg)
         if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
             check_rules(cfg, _CLIPPING)
     _check_output(cfg.OUTPUT_DIR)
@@ -215,25 +202,6 @@ def _check_schedule(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER.STEPS is {solver.STEPS!r}; allowed: iterations in rising order")
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
         check_rules(cfg, {"SOLVER.BASE_LR_END": number(0, solver.BASE_LR)})
-
-
-def _check_sampler(cfg: CfgNode) -> None:
-    loader = cfg.DATALOADER
-    known = [name for name, key in _SAMPLERS.items() if key is None or key in loader]
-    check_rules(cfg, {"DATALOADER.SAMPLER_TRAIN": one_of(*known)})
-
-
-def _check_sgd(cfg: CfgNode) -> None:
-    defaults = get_cfg().SOLVER
-    for key in _SGD_ONLY:
-        value = cfg.SOLVER[key]
-        # No weight decay of biases is what AdamW here does anyway.
-        if value != defaults[key] and not (key == "WEIGHT_DECAY_BIAS" and value == 0):
-            raise InputError(
-                f"SOLVER.{key} is {value!r}; it is of Detectron2's SGD, and the AdamW used here "
-                f"does not read it: leave it at {defaults[key]!r} (norms and biases have no weight "
-                "decay; SOLVER.LAYER_DECAY sets the rates of the layers)"
-            )
 
 
 def _check_test(cfg: CfgNode) -> None:

@@ -1,14 +1,19 @@
 """Every config switch of this project: the only place that defines keys and checks their values."""
 
+import logging
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from ..errors import InputError
 from ..models.variants import VARIANTS
 from ..utils.arguments import are_blocks, is_number, is_pair, is_share, is_whole_number
 
+logger = logging.getLogger(__name__)
+
 PYRAMID_STRIDE = 16
+# Of SOLVER.BASE_LR, under AdamW and its like; a ResNet's under SGD are higher.
+MAX_USUAL_LR = 1e-3
 AMP_DTYPES = ("bfloat16", "float16")
 # Of SOLVER.CLIP_GRADIENTS: each gradient's values, each gradient's norm, or the norm of all.
 CLIP_TYPES = ("value", "norm", "full_model")
@@ -83,6 +88,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     lsj.MIN_SCALE = 0.1
     lsj.MAX_SCALE = 2.0
 
+    # A name in `rope_vit_det.solver.OPTIMIZERS`: "AdamW", "SGD", "Muon" (the matrices of the encoder
+    # blocks; AdamW for all else) or one's own; or "timm:NAME", where timm is installed.
+    cfg.SOLVER.OPTIMIZER = "AdamW"
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
     # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).
     cfg.SOLVER.LAYER_DECAY = 1.0
@@ -232,6 +240,7 @@ def check_solver_config(cfg: CfgNode) -> None:
     def check(key: str, ok: bool, allowed: str) -> None:
         check_key(cfg, f"SOLVER.{key}", ok, allowed)
 
+    check_optimizer_config(cfg)
     decay = solver.LAYER_DECAY
     check("LAYER_DECAY", is_number(decay) and 0 < decay <= 1, "above 0, up to 1 (no decay)")
     check("AMP.DTYPE", solver.AMP.DTYPE in AMP_DTYPES, ", ".join(AMP_DTYPES))
@@ -251,6 +260,41 @@ def check_solver_config(cfg: CfgNode) -> None:
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise InputError(
             "SOLVER.AMP.DTYPE float16 needs a GPU; on the CPU use SOLVER.AMP.DTYPE bfloat16"
+        )
+
+
+def check_optimizer_config(cfg: CfgNode) -> None:
+    """Refuses SOLVER keys of Detectron2's SGD that SOLVER.OPTIMIZER does not read.
+
+    Raises:
+        InputError: names the key, its value and its default.
+    """
+    solver, defaults = cfg.SOLVER, get_cfg().SOLVER
+    sgds = {"MOMENTUM": "set SOLVER.OPTIMIZER SGD", "NESTEROV": "set SOLVER.OPTIMIZER SGD"}
+    unread = dict.fromkeys(
+        ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM"),
+        "norms and biases have no weight decay, and SOLVER.LAYER_DECAY sets the rates of layers",
+    )
+    if solver.OPTIMIZER != "SGD":
+        unread |= sgds
+    for key, remedy in unread.items():
+        value, default = solver[key], defaults[key]
+        # No weight decay of biases is what is done anyway.
+        if value != default and not (key == "WEIGHT_DECAY_BIAS" and value == 0):
+            raise InputError(
+                f"SOLVER.{key} is {value!r}, which SOLVER.OPTIMIZER {solver.OPTIMIZER} does not "
+                f"read: leave it at {default!r} ({remedy})"
+            )
+
+
+def warn_of_high_rate(cfg: CfgNode) -> None:
+    """One line where SOLVER.BASE_LR is usual for a ResNet's SGD, and high for all else."""
+    if cfg.SOLVER.OPTIMIZER != "SGD" and cfg.SOLVER.BASE_LR > MAX_USUAL_LR:
+        logger.warning(
+            "SOLVER.BASE_LR is %g, a rate for a ResNet under SGD: transformers train badly by it, "
+            "and AdamW wants less (ViTDet: 0.0001). rope_vit_det.use_rope_vit(cfg) sets SOLVER, "
+            "and a trainer's build_optimizer is to be rope_vit_det.build_optimizer",
+            cfg.SOLVER.BASE_LR,
         )
 
 

@@ -1,6 +1,8 @@
 """Configs and the weights they name: filling one from the other, and comparing them."""
 
 import inspect
+import logging
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +16,8 @@ from ..weights.info import WeightsInfo, architecture_from_config
 from ..weights.load import PREFIX, birder_url, locate, read_weights
 from .keys import add_rope_vit_config, get_key
 
+logger = logging.getLogger(__name__)
+
 # Gray levels of 255 by which a mean or deviation may differ: it may have been rounded.
 _TOLERANCE = 0.5
 _COMPARED = (
@@ -26,12 +30,19 @@ _COMPARED = (
 )
 
 
-def use_rope_vit(cfg: CfgNode, weights: str | None = None, *, network: str | None = None) -> None:
+def use_rope_vit(
+    cfg: CfgNode,
+    weights: str | None = None,
+    *,
+    network: str | None = None,
+    solver: bool = True,
+) -> None:
     """Turns a loaded config with a feature pyramid into one of ours, in place.
 
     It sets MODEL.BACKBONE.NAME (p3 to p7 where the heads read p7, else p2 to p6), MODEL.WEIGHTS,
     MODEL.ROPE_VIT.NAME and IMAGE_SIZE (PT_GRID_SIZE too, where the file has one), MODEL.PIXEL_MEAN
-    and PIXEL_STD, and INPUT.FORMAT. The statistics stand in the weights file alone, so published
+    and PIXEL_STD, and INPUT.FORMAT; and SOLVER, see
+    :func:`solver_settings`. The statistics stand in the weights file alone, so published
     weights that are not in the cache are downloaded. Keys of this project that the config lacks
     are added.
 
@@ -41,6 +52,8 @@ def use_rope_vit(cfg: CfgNode, weights: str | None = None, *, network: str | Non
             `birder:/path`; a Detectron2 checkpoint of a whole detector sets MODEL.WEIGHTS alone.
             None: random weights, and pixels as the config has them.
         network: the architecture in a file whose name does not say, or without weights.
+        solver: False leaves SOLVER as it is. In one's own trainer, its values are for the optimizer
+            of :func:`rope_vit_det.build_optimizer`.
 
     Raises:
         InputError: the config has no feature pyramid; the weights cannot be had.
@@ -61,8 +74,44 @@ def use_rope_vit(cfg: CfgNode, weights: str | None = None, *, network: str | Non
     add_rope_vit_config(cfg)
     for key, value in settings.items():
         _set(cfg, key, value)
+    if solver:
+        settings = solver_settings(cfg)
+        for key, value in settings.items():
+            _set(cfg, key, value)
+        # A warning, as a script's loggers are seldom set up before its config is.
+        logger.warning(
+            "use_rope_vit has set %s, for batches of %d images (solver=False leaves SOLVER alone)",
+            as_arguments(settings),
+            cfg.SOLVER.IMS_PER_BATCH,
+        )
     if frozen:
         cfg.freeze()
+
+
+def solver_settings(cfg: CfgNode) -> dict[str, Any]:
+    """SOLVER's keys as the recipes have them, and their values, for the batch of a config.
+
+    Schedule, clipping and precision stay the config's. Pretrained weights are tuned as ViTDet tunes
+    its ViT-B (arXiv 2203.16527, appendix A.2): 1e-4 for 64 images, which the square root of the
+    batch scales, as Adam wants it (arXiv 2205.10287). Random weights learn at the demo's rate (6e-4
+    at a width of 192, whatever the batch), in inverse proportion to the network's width (arXiv
+    2203.03466), in all layers.
+
+    Args:
+        cfg: with MODEL.WEIGHTS, MODEL.ROPE_VIT.NAME and SOLVER.IMS_PER_BATCH set.
+    """
+    if cfg.MODEL.WEIGHTS:
+        rate, layer_decay = 1e-4 * math.sqrt(cfg.SOLVER.IMS_PER_BATCH / 64), 0.7
+    else:
+        rate, layer_decay = 6e-4 * 192 / VARIANTS[cfg.MODEL.ROPE_VIT.NAME]["hidden_dim"], 1.0
+    return {
+        "SOLVER.OPTIMIZER": "AdamW",
+        "SOLVER.BASE_LR": float(f"{rate:.3g}"),
+        "SOLVER.WEIGHT_DECAY": 0.1,
+        "SOLVER.LAYER_DECAY": layer_decay,
+        "SOLVER.WARMUP_ITERS": 250,
+        "SOLVER.WARMUP_FACTOR": 0.001,
+    }
 
 
 def settings_for(info: WeightsInfo) -> dict[str, Any]:

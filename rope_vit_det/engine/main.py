@@ -21,19 +21,21 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, *, trainer: type[Trainer] = Trainer) -> None:
     """Trains or evaluates as a command line says, in as many processes as it says.
 
     Args:
         args: of Detectron2's `default_argument_parser`, with or without the options of
             :func:`rope_vit_det.engine.command_line.add_own_data_options`.
+        trainer: to train and evaluate by, a subclass with what is the user's own (at the top level
+            of a module where there are several processes, which look it up there).
 
     Raises:
         InputError: for a wrong config, weights or data.
     """
     cfg = load_config(args)
     if getattr(args, "replay", ""):
-        replay(Trainer.build_model(cfg), args.replay, precision=training_precision(cfg))
+        replay(trainer.build_model(cfg), args.replay, precision=training_precision(cfg))
         return
     if starts_the_run():
         # These first: they take no time, and the batch is divided by some of them.
@@ -42,10 +44,12 @@ def run(args: argparse.Namespace) -> None:
         check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
         clear_output(cfg.OUTPUT_DIR, args)
-    launch(_run_in_process, args, cfg, device=cfg.MODEL.DEVICE)
+    launch(_run_in_process, args, cfg, trainer, device=cfg.MODEL.DEVICE)
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any] | None":
+def train(
+    cfg: CfgNode, *, resume: bool = False, trainer: type[Trainer] = Trainer
+) -> "OrderedDict[str, Any] | None":
     """Trains, evaluates on the way and at the end.
 
     Args:
@@ -55,32 +59,34 @@ def train(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any] | Non
         The last evaluation's results on the main process, None elsewhere.
     """
     with build_errors_as_input_errors():
-        trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return getattr(trainer, "_last_eval_results", None)
+        built = trainer(cfg)
+    built.resume_or_load(resume=resume)
+    built.train()
+    return getattr(built, "_last_eval_results", None)
 
 
-def evaluate(cfg: CfgNode, *, resume: bool = False) -> "OrderedDict[str, Any]":
+def evaluate(
+    cfg: CfgNode, *, resume: bool = False, trainer: type[Trainer] = Trainer
+) -> "OrderedDict[str, Any]":
     """Evaluates MODEL.WEIGHTS on DATASETS.TEST, under TTA as well where TEST.AUG.ENABLED.
 
     Args:
         resume: evaluate the last checkpoint in OUTPUT_DIR instead, if there is one.
     """
     with build_errors_as_input_errors():
-        model = Trainer.build_model(cfg)
+        model = trainer.build_model(cfg)
     checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = Trainer.test(cfg, model)
+    results = trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_tta(cfg, model))
+        results.update(trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
 
 
-def _run_in_process(args: argparse.Namespace, cfg: CfgNode) -> None:
+def _run_in_process(args: argparse.Namespace, cfg: CfgNode, trainer: type[Trainer]) -> None:
     cfg = setup(cfg, args)
-    (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    (evaluate if args.eval_only else train)(cfg, resume=args.resume, trainer=trainer)
     if comm.is_main_process():
         logger.info(describe_output(cfg.OUTPUT_DIR))

@@ -1,19 +1,16 @@
 """What each part of a detector learns at: a table for the start of a run."""
 
-import re
-
 import torch
 from tabulate import tabulate
 from torch import nn
 
-_BLOCK = re.compile(r"(backbone\.net\.encoder\.block\.\d+)\.")
+from .optimizers import BLOCK
 
 
 def layer_of(name: str) -> str:
     """The row of a parameter: a block or the stem of the network, or a part of the detector."""
-    block = _BLOCK.match(name)
-    if block:
-        return block[1]
+    if block := BLOCK.match(name):
+        return block[0].removesuffix(".")
     if name.startswith("backbone.net."):
         return "backbone.net (stem, tokens, positions)"
     parts = name.split(".")[:-1]

@@ -1,19 +1,29 @@
-"""AdamW with layer-wise learning-rate decay over the blocks of the backbone."""
+"""Optimizers by name, over groups with layer-wise learning-rate decay and without undue decay."""
 
-import logging
+import importlib.util
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from fvcore.common.registry import Registry
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from ..config.keys import check_optimizer_config, warn_of_high_rate
+from ..errors import InputError, did_you_mean
+from ..models import RoPEViT
 
-HIGHEST_USUAL_LR = 1e-3
-_BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
+BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
 _TOKENS = ("class_token", "reg_tokens", "pos_embedding")
+
+OPTIMIZERS = Registry("OPTIMIZERS")
+"""What SOLVER.OPTIMIZER may name: functions (cfg, groups, model) to an optimizer.
+
+The groups are those of :func:`parameter_groups`: "params", "lr" and "weight_decay" of each. What
+they return is clipped as SOLVER.CLIP_GRADIENTS says, scheduled, checkpointed and resumed.
+"""
 
 
 def layer_decay_factor(name: str, decay: float, num_layers: int) -> float:
@@ -23,11 +33,11 @@ def layer_decay_factor(name: str, decay: float, num_layers: int) -> float:
     the heads learn at the full rate.
 
     Args:
-        name: of the parameter, in the detector.
+        name: of the parameter, in a detector whose `backbone.net` is a RoPE ViT.
         decay: rate of a layer relative to the next one.
         num_layers: blocks of the backbone.
     """
-    block = _BLOCK.match(name)
+    block = BLOCK.match(name)
     if block:
         layer = int(block[1]) + 1
     else:
@@ -51,7 +61,10 @@ def parameter_groups(
         layer_decay: see :func:`layer_decay_factor`.
     """
     net = getattr(model.backbone, "net", None)
-    num_layers = len(net.encoder.block) if hasattr(net, "encoder") else 0
+    if isinstance(net, RoPEViT):
+        num_layers = len(net.encoder.block)
+    else:
+        num_layers, layer_decay = 0, 1.0
     return reduce_param_groups(
         [
             {
@@ -66,28 +79,119 @@ def parameter_groups(
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, with SOLVER's rate, decay, layer decay and clipping.
+    """SOLVER.OPTIMIZER over the trainable parameters, with SOLVER's rates, decays and clipping.
 
     SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" besides Detectron2's "value" and "norm",
     which clip each gradient alone: the norm of all gradients together is clipped.
+
+    Raises:
+        InputError: an unknown optimizer, or a key that it does not read.
     """
+    check_optimizer_config(cfg)
+    if not isinstance(getattr(model.backbone, "net", None), RoPEViT):
+        warn_of_high_rate(cfg)  # the builder of a RoPE ViT has looked at it
     groups = parameter_groups(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
-    if cfg.SOLVER.BASE_LR > HIGHEST_USUAL_LR:
-        logger.warning(
-            "SOLVER.BASE_LR is %g: usual for SGD, high for the AdamW used here (ViTDet: 0.0001)",
-            cfg.SOLVER.BASE_LR,
-        )
-    optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+    optimizer = _find(cfg.SOLVER.OPTIMIZER)(cfg, groups, model)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         _clip_norm_of_all(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
+    if name in OPTIMIZERS:
+        return OPTIMIZERS.get(name)
+    known = [each for each, _ in OPTIMIZERS]
+    if importlib.util.find_spec("timm"):
+        from timm.optim import get_optimizer_info, list_optimizers
+
+        timms = [each for each in list_optimizers() if not get_optimizer_info(each).second_order]
+        known += [f"timm:{each}" for each in timms]
+        if name in known:
+            return _timm
+    raise InputError(
+        f"SOLVER.OPTIMIZER is {name!r}{did_you_mean(name, known)}; registered are "
+        f"{', '.join(each for each, _ in OPTIMIZERS)} (Muon: with torch 2.9 or newer), and timm's "
+        "are timm:NAME where timm is installed"
+    )
+
+
+def _timm(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2
+
+    name = cfg.SOLVER.OPTIMIZER.removeprefix("timm:")
+    return create_optimizer_v2(groups, name, lr=cfg.SOLVER.BASE_LR)
+
+
+@OPTIMIZERS.register()
+def AdamW(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:  # noqa: N802
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+
+
+@OPTIMIZERS.register()
+def SGD(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:  # noqa: N802
+    solver = cfg.SOLVER
+    return torch.optim.SGD(
+        groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+    )
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for some groups and AdamW for the others, as one optimizer.
+
+    Muon's steps are scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), so that one
+    learning rate and weight decay serve both.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        """
+        Args:
+            groups: with "muon" True where all parameters are matrices for Muon, else False.
+        """
+        super().__init__(groups, {"lr": lr})
+        # They fill the defaults of their groups in, which are this optimizer's own.
+        self._parts = {
+            True: torch.optim.Muon(self._groups(True), lr, adjust_lr_fn="match_rms_adamw"),
+            False: torch.optim.AdamW(self._groups(False), lr),
+        }
+
+    def _groups(self, muon: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["muon"] is muon]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for muon, part in self._parts.items():
+            # Anew each time: a checkpoint that was loaded has put other objects there.
+            part.param_groups, part.state = self._groups(muon), self.state
+            part.step()
+        return loss
+
+
+def _muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
+    matrices = {id(p) for n, p in model.named_parameters() if BLOCK.match(n) and p.dim() == 2}
+    split = []
+    for group in groups:
+        for muon in (True, False):
+            some = [p for p in group["params"] if (id(p) in matrices) is muon]
+            if some:
+                split.append({**group, "params": some, "muon": muon})
+    if not any(group["muon"] for group in split):
+        raise InputError(
+            "SOLVER.OPTIMIZER is 'Muon', which is for the matrices of a RoPE ViT's blocks, and "
+            "none of them learns here: set SOLVER.OPTIMIZER AdamW"
+        )
+    return MuonWithAdamW(split, cfg.SOLVER.BASE_LR)
+
+
+if hasattr(torch.optim, "Muon"):
+    _muon.__name__ = "Muon"
+    OPTIMIZERS.register(_muon)
 
 
 def _clip_norm_of_all(optimizer: torch.optim.Optimizer, most: float, norm_type: float) -> None:
