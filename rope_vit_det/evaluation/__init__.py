@@ -1,1 +1,5 @@
 """Evaluators and plots."""
+
+from .evaluators import EVALUATORS
+
+__all__ = ["EVALUATORS"]

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -17,17 +16,31 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from fvcore.common.registry import Registry
 
 from ..errors import InputError
-from .fast import FastCOCOEvaluator, FastLVISEvaluator, is_installed
+from .fast import COCO_MAX_DETECTIONS, FastCOCOEvaluator, FastLVISEvaluator, is_installed
+
+EVALUATORS = Registry("EVALUATORS")
+EVALUATORS.__doc__ = """Evaluators by the evaluator_type of a dataset's metadata.
+
+Each is a function (cfg, dataset_name, output_folder) -> DatasetEvaluator that bears the name of its
+type:
+
+    @EVALUATORS.register()
+    def counting(cfg, dataset_name, output_folder):
+        return CountingEvaluator(dataset_name)
+
+Before a run, :func:`~rope_vit_det.evaluation.ground_truth.score_ground_truth` scores a dataset's
+ground truth by it where the function has an attribute `perfect_output`: a function from a dict of
+the dataset to what a perfect model puts out for it.
+"""
 
 # What Detectron2 imports once the inference is done.
 _PACKAGES = {
     "coco_panoptic_seg": "panopticapi",
-    "ade20k_panoptic_seg": "panopticapi",
     "cityscapes_instance": "cityscapesscripts",
     "cityscapes_sem_seg": "cityscapesscripts",
-    "cityscapes_panoptic_seg": "panopticapi",
 }
 
 
@@ -39,10 +52,11 @@ def check_evaluator(dataset_name: str) -> None:
             package is missing.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if kind not in _MAKERS:
+    if kind not in EVALUATORS:
         raise InputError(
             f"DATASETS.TEST: dataset {dataset_name!r} has evaluator_type {kind!r}; set it in its "
-            f"MetadataCatalog entry to one of {', '.join(_MAKERS)}"
+            f"MetadataCatalog entry to one of {', '.join(kind for kind, _ in EVALUATORS)}, or "
+            "register your own in rope_vit_det.evaluation.EVALUATORS"
         )
     package = _PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
@@ -74,38 +88,50 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") ->
     check_evaluator(dataset_name)
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
     kind = MetadataCatalog.get(dataset_name).evaluator_type
-    evaluators = [make(cfg, dataset_name, folder) for make in _MAKERS[kind]]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    return EVALUATORS.get(kind)(cfg, dataset_name, folder)
 
 
-def _coco(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    return FastCOCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=sigmas)
+@EVALUATORS.register()
+def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return FastCOCOEvaluator(
+        dataset_name,
+        output_dir=output_folder,
+        max_dets_per_image=max(COCO_MAX_DETECTIONS, cfg.TEST.DETECTIONS_PER_IMAGE),
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+    )
 
 
-def _sem_seg(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+@EVALUATORS.register()
+def sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_folder)
 
 
-def _lvis(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+@EVALUATORS.register()
+def coco_panoptic_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    parts = [make(cfg, dataset_name, output_folder) for make in (sem_seg, coco)]
+    return DatasetEvaluators([*parts, COCOPanopticEvaluator(dataset_name, output_folder)])
+
+
+@EVALUATORS.register()
+def lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     if is_installed():
-        return FastLVISEvaluator(name, folder)
-    return LVISEvaluator(name, output_dir=folder)
+        return FastLVISEvaluator(dataset_name, output_folder)
+    return LVISEvaluator(dataset_name, output_dir=output_folder)
 
 
-_MAKERS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] = {
-    "sem_seg": (_sem_seg,),
-    "coco": (_coco,),
-    "coco_panoptic_seg": (
-        _sem_seg,
-        _coco,
-        lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
-    ),
-    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
-    "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
-    "lvis": (_lvis,),
-}
+@EVALUATORS.register()
+def pascal_voc(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return PascalVOCDetectionEvaluator(dataset_name)
+
+
+@EVALUATORS.register()
+def cityscapes_instance(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return CityscapesInstanceEvaluator(dataset_name)
+
+
+@EVALUATORS.register()
+def cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return CityscapesSemSegEvaluator(dataset_name)
 
 
 def _lvis_works() -> bool:

@@ -25,7 +25,8 @@ from tabulate import tabulate
 
 logger = logging.getLogger(__name__)
 
-LVIS_MAX_DETECTIONS = 300
+COCO_MAX_DETECTIONS = 100  # of an image and class
+LVIS_MAX_DETECTIONS = 300  # of an image
 _LVIS_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _LVIS_FREQUENCIES = ("APr", "APc", "APf")
 
@@ -54,6 +55,15 @@ class FastCOCOEvaluator(COCOEvaluator):
             from faster_coco_eval import COCO
 
             self._coco_api = COCO(self._coco_api.dataset)
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        """Where AP counts more detections than COCO's, "maxDets" among the results says so."""
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if iou_type != "keypoints" and self._max_dets_per_image[-1] != COCO_MAX_DETECTIONS:
+            results["maxDets"] = self._max_dets_per_image[-1]
+        return results
 
     def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
         if not (self._is_fast and self._do_evaluation):
@@ -209,14 +219,17 @@ def class_table(names: Sequence[str], precision: np.ndarray, columns: int = 3) -
 
 
 def complete_annotations(coco: Any) -> None:
-    """Gives annotations what pycocotools fails without: "iscrowd", "area", and ids from 1.
+    """Gives annotations what pycocotools fails without.
 
-    An object of id 0 would count as not found.
+    "iscrowd", "area", "num_keypoints", and ids from 1: an object of id 0 would count as not found.
     """
     annotations = coco.dataset["annotations"]
     renumber = any(annotation["id"] == 0 for annotation in annotations)
     for number, annotation in enumerate(annotations, start=1):
         annotation.setdefault("iscrowd", 0)
+        if "keypoints" in annotation:
+            labelled = sum(visibility > 0 for visibility in annotation["keypoints"][2::3])
+            annotation.setdefault("num_keypoints", labelled)
         if "area" not in annotation:
             has_mask = annotation.get("segmentation") and annotation["image_id"] in coco.imgs
             width, height = annotation["bbox"][2:]

@@ -42,7 +42,13 @@ class ImageMatches:
 
 
 def match_images(
-    truth: COCO, results: Sequence[dict[str, Any]], *, min_score: float, iou: float, task: str
+    truth: COCO,
+    results: Sequence[dict[str, Any]],
+    *,
+    min_score: float,
+    iou: float,
+    task: str,
+    keypoint_sigmas: Sequence[float] | None = None,
 ) -> list[ImageMatches]:
     """Matches detections to objects of their class, image by image, the worst images first.
 
@@ -52,14 +58,15 @@ def match_images(
         results: COCO results, of images and categories of `truth`.
         min_score: detections below are left out.
         iou: least overlap of a match.
-        task: "bbox" or "segm".
+        task: "bbox", "segm" or "keypoints".
+        keypoint_sigmas: none: COCO's.
 
     Returns:
         The images of `truth`, by F1, and by their number of mistakes where that is equal.
     """
     matches = {number: ImageMatches(image) for number, image in truth.imgs.items()}
     results = [each for each in results if each["score"] >= min_score]
-    for pair in _evaluate(truth, results, iou=iou, task=task, use_categories=True):
+    for pair in _evaluate(truth, results, iou=iou, task=task, keypoint_sigmas=keypoint_sigmas):
         image = matches[pair["image_id"]]
         for number, partner, ignored in _detections(pair):
             if not ignored:
@@ -100,7 +107,13 @@ def confusion_matrix(
 
 
 def _evaluate(
-    truth: COCO, results: Sequence[dict], *, iou: float, task: str, use_categories: bool
+    truth: COCO,
+    results: Sequence[dict],
+    *,
+    iou: float,
+    task: str,
+    use_categories: bool = True,
+    keypoint_sigmas: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """COCOeval's matches of each image (and category)."""
     # With a box, the area of a mask would be that of the box; loading changes what it is given.
@@ -113,6 +126,8 @@ def _evaluate(
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [_ALL_AREAS], ["all"]
         evaluation.params.maxDets = [_MANY]
         evaluation.params.useCats = int(use_categories)
+        if keypoint_sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(keypoint_sigmas)
         evaluation.evaluate()
     return [each for each in evaluation.evalImgs if each is not None]
 
