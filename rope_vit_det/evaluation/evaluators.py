@@ -16,7 +16,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.utils.file_io import PathManager
 from fvcore.common.registry import Registry
+from PIL import Image
 
 from ..errors import InputError
 from .fast import COCO_MAX_DETECTIONS, FastCOCOEvaluator, FastLVISEvaluator, is_installed
@@ -42,6 +44,15 @@ _PACKAGES = {
     "cityscapes_instance": "cityscapesscripts",
     "cityscapes_sem_seg": "cityscapesscripts",
 }
+
+
+def read_labels(path: str, dtype: type = int) -> np.ndarray:
+    """The values of a label image, (H, W), or (H, W, 3) for panoptic ones.
+
+    Detectron2 0.6's own reading fails on NumPy 2.
+    """
+    with PathManager.open(path, "rb") as file:
+        return np.array(Image.open(file), dtype=dtype)
 
 
 def check_evaluator(dataset_name: str) -> None:
@@ -103,7 +114,9 @@ def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluato
 
 @EVALUATORS.register()
 def sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(dataset_name, distributed=True, output_dir=output_folder)
+    return SemSegEvaluator(
+        dataset_name, distributed=True, output_dir=output_folder, sem_seg_loading_fn=read_labels
+    )
 
 
 @EVALUATORS.register()

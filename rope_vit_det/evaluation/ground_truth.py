@@ -30,11 +30,10 @@ from detectron2.evaluation import (
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from pycocotools.coco import COCO
 
 from ..errors import InputError
-from .evaluators import EVALUATORS
+from .evaluators import EVALUATORS, read_labels
 from .fast import LVIS_MAX_DETECTIONS, complete_annotations
 from .matching import match_images
 
@@ -158,6 +157,7 @@ class _Format:
     ) -> None:
         self.name, self.evaluator, self.records = name, evaluator, records
         self.fields, self.limit = fields, limit
+        self.strange: list[str] = []
 
     def output(self, record: dict) -> dict[str, Any]:
         raise NotImplementedError
@@ -315,7 +315,7 @@ class _CityscapesInstances(_Instances):
         for record in self.records if low else ():
             city, name = record["file_name"].split(os.sep)[-2:]
             name = name.replace("leftImg8bit", "gtFine_instanceIds")
-            ids = _read(os.path.join(folder, city, name))
+            ids = read_labels(os.path.join(folder, city, name))
             masks = self.output(record, all_objects=True)["instances"].pred_masks.numpy()
             for number, mask in enumerate(masks, start=1):
                 inside = np.bincount(ids[mask > 0], minlength=1)
@@ -327,25 +327,20 @@ class _CityscapesInstances(_Instances):
 
 class _SemSeg(_Format):
     def output(self, record: dict) -> dict[str, Any]:
-        labels = self._labels(record)
-        # What is ignored may be anything, but not no class.
-        return {"sem_seg": _BestClass(np.where(self._is_class(labels), labels, 0))}
+        labels = read_labels(record["sem_seg_file_name"])
+        is_class = (labels >= 0) & (labels < len(MetadataCatalog.get(self.name).stuff_classes))
+        # The evaluator counts them as something else, without a word.
+        strange = labels[~is_class & (labels != MetadataCatalog.get(self.name).ignore_label)]
+        if strange.size:
+            self.strange.append(
+                f"{record['file_name']}: {strange.size} pixels of {record['sem_seg_file_name']} "
+                f"have labels that are no class, such as {strange[0]}"
+            )
+        # What is ignored may be anything.
+        return {"sem_seg": _BestClass(np.where(is_class, labels, 0))}
 
     def missed(self, low: dict[str, float]) -> Iterator[str]:
-        for record in self.records if low else ():
-            labels, counts = np.unique(self._labels(record), return_counts=True)
-            for label, count in zip(labels, counts, strict=True):
-                if not self._is_class(label) and label != self.evaluator._ignore_label:
-                    yield (
-                        f"{record['file_name']}: {count} pixels of {record['sem_seg_file_name']} "
-                        f"have label {label}, which is no class and not the ignored one"
-                    )
-
-    def _labels(self, record: dict) -> np.ndarray:
-        return _read(record["sem_seg_file_name"])
-
-    def _is_class(self, labels: np.ndarray) -> np.ndarray:
-        return (labels >= 0) & (labels < len(MetadataCatalog.get(self.name).stuff_classes))
+        yield from self.strange
 
 
 class _CityscapesSemSeg(_SemSeg):
@@ -354,7 +349,7 @@ class _CityscapesSemSeg(_SemSeg):
 
         for record in self.records if low else ():
             file = record["sem_seg_file_name"].replace("labelTrainIds", "labelIds")
-            ids, labels = _read(file), self._labels(record)
+            ids, labels = read_labels(file), read_labels(record["sem_seg_file_name"])
             for label in np.unique(ids):
                 wrong = (ids == label) & (labels != id2label[label].trainId)
                 if not id2label[label].ignoreInEval and wrong.any():
@@ -390,7 +385,7 @@ class _Panoptic(_Format):
         from panopticapi.utils import rgb2id
 
         truth = self.truth[record["image_id"]]
-        ids = rgb2id(_read(os.path.join(self.metadata.panoptic_root, truth["file_name"])))
+        ids = rgb2id(read_labels(os.path.join(self.metadata.panoptic_root, truth["file_name"])))
         return ids, [each for each in truth["segments_info"] if not each.get("iscrowd", 0)]
 
 
@@ -435,11 +430,6 @@ def _masks(objects: list[dict], height: int, width: int) -> torch.Tensor:
     rles = [_rle(each, height, width) for each in objects]
     decoded = mask_util.decode(rles) if rles else np.zeros((height, width, 0), np.uint8)
     return torch.from_numpy(decoded).permute(2, 0, 1)
-
-
-def _read(path: str) -> np.ndarray:
-    with PathManager.open(path, "rb") as file:
-        return np.array(Image.open(file), dtype=int)
 
 
 def _place(record: dict, number: int) -> str:
