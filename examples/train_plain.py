@@ -54,9 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = default_argument_parser()
-    parser.add_argument(
-        "--weights", help="such as rope_vit_reg4_b14_capi-imagenet21k; none: random"
-    )
+    parser.add_argument("--weights", help="a published name or a file; none: random")
     args = parser.parse_args()
     launch(
         main,

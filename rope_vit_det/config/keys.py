@@ -88,8 +88,8 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     lsj.MIN_SCALE = 0.1
     lsj.MAX_SCALE = 2.0
 
-    # A name in `rope_vit_det.solver.OPTIMIZERS`: "AdamW", "SGD", "Muon" (matrices of the blocks,
-    # AdamW for all else) or one's own; or "timm:NAME", where timm is installed.
+    # A name in `rope_vit_det.solver.OPTIMIZERS`: "AdamW", "SGD", "Muon" (the matrices of the
+    # encoder blocks; AdamW for all else) or one's own; or "timm:NAME", where timm is installed.
     cfg.SOLVER.OPTIMIZER = "AdamW"
     # Learning rate of each block relative to the next one; 1: the same for all (BEiT, arXiv
     # 2106.08254, appendix; ViTDet uses 0.7 for ViT-B).

@@ -87,6 +87,12 @@ class MicroBatchSampler(Sampler[list[_Where]]):
                 yield whole[slot].popleft()
 
     def _own_part(self) -> Iterator[_Where]:
+        if not hasattr(self.sampler, "_infinite_indices"):
+            # One of the user's, that iterates over what is for this process.
+            for number, index in enumerate(self.sampler):
+                step, slot = divmod(number, len(self.slots))
+                yield step * self.num_slots + self.slots[slot], index
+            return
         # Detectron2's own __iter__ is this stream, strided by rank and world size.
         for position, index in enumerate(self.sampler._infinite_indices()):
             if position % self.num_slots in self.slots:
@@ -117,13 +123,20 @@ class SeededDataset(Dataset):
         raise RuntimeError(f"the mapper gave no sample {_TRIES} times in a row")
 
 
-def build_train_loader(cfg: CfgNode) -> ShieldedLoader:
+def build_train_loader(
+    cfg: CfgNode,
+    *,
+    mapper: Callable[[dict], dict | None] | None = None,
+    sampler: Sampler | None = None,
+) -> ShieldedLoader:
     """The loader of DATASETS.TRAIN.
 
     A micro-batch has `SOLVER.IMS_PER_BATCH / (world size x SOLVER.ACCUMULATE)` images.
 
     Args:
         cfg: a full config, SEED set.
+        mapper: of one's own; None: what INPUT asks for.
+        sampler: of one's own, without end, over what is for this process; None: DATALOADER's.
 
     Raises:
         InputError: a micro-batch would have no image, or a fraction of one.
@@ -134,10 +147,10 @@ def build_train_loader(cfg: CfgNode) -> ShieldedLoader:
             f"SOLVER.IMS_PER_BATCH is {images}; it must be a multiple of the {batches} "
             "micro-batches of a step (processes x SOLVER.ACCUMULATE)"
         )
-    parts = _train_parts(cfg)
+    parts = _train_parts(cfg, mapper, sampler)
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(parts["dataset"], cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
-        parts = _train_parts(cfg, dataset=records)
+        parts = _train_parts(cfg, mapper, sampler, dataset=records)
     return build_seeded_loader(**parts, seed=cfg.SEED, accumulate=cfg.SOLVER.ACCUMULATE)
 
 
@@ -196,8 +209,15 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
     return ShieldedLoader(loader)
 
 
-def _train_parts(cfg: CfgNode, dataset: list[dict] | None = None) -> dict[str, Any]:
+def _train_parts(
+    cfg: CfgNode,
+    mapper: Callable[[dict], dict | None] | None,
+    sampler: Sampler | None,
+    dataset: list[dict] | None = None,
+) -> dict[str, Any]:
     # Samplers draw their seed from NumPy, and share that of rank 0.
     seed_all(cfg.SEED, Purpose.ORDER)
-    mapper = ReadableMapper(build_train_mapper(cfg))
-    return build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=dataset)
+    mapper = ReadableMapper(mapper or build_train_mapper(cfg))
+    return build_detection_train_loader.from_config(
+        cfg, mapper=mapper, dataset=dataset, sampler=sampler
+    )

@@ -117,3 +117,28 @@ def test_a_config_in_the_file_that_no_key_can_follow(birder_file):
     assert (
         told == "they have rope_temperature 50.0, rope_vit_reg1_t16 has 100.0, and no key sets it"
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch", "rate", "decay"),
+    [("a.pth", 64, 1e-4, 0.7), ("a.pth", 16, 5e-5, 0.7), (None, 16, 1.5e-4, 1.0)],
+)
+def test_it_sets_the_solver_for_the_batch_and_says_so(caplog, weights, batch, rate, decay):
+    cfg = _zoo(MASK_RCNN)
+    cfg.SOLVER.IMS_PER_BATCH = batch
+    schedule = (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.AMP.ENABLED)
+    with caplog.at_level("WARNING", logger="rope_vit_det.config.use"):
+        use_rope_vit(cfg, weights)
+    solver = cfg.SOLVER
+    assert rate == solver.BASE_LR and decay == solver.LAYER_DECAY
+    assert (solver.OPTIMIZER, solver.WEIGHT_DECAY, solver.WARMUP_ITERS) == ("AdamW", 0.1, 250)
+    assert schedule == (solver.STEPS, solver.MAX_ITER, solver.AMP.ENABLED)
+    assert len(caplog.records) == 1 and f"SOLVER.BASE_LR {rate}" in caplog.text
+
+
+def test_a_switch_leaves_the_solver_alone(caplog):
+    cfg = _zoo(MASK_RCNN)
+    add_rope_vit_config(cfg)
+    before = cfg.SOLVER.dump()
+    use_rope_vit(cfg, solver=False)
+    assert cfg.SOLVER.dump() == before and not caplog.records

@@ -12,7 +12,6 @@ from rope_vit_det.engine import main
 from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.setup import check_settings, load_config
 from rope_vit_det.errors import InputError
-from rope_vit_det.solver.optimizers import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -66,9 +65,7 @@ def refusal(monkeypatch, tmp_path):
         ("INPUT.RANDOM_FLIP sideways", "allowed: 'horizontal', 'vertical', 'none'"),
         ("INPUT.MASK_FORMAT polygons", "allowed: 'polygon', 'bitmask'"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING rang", "allowed: 'choice', 'range'"),
-        ("SOLVER.LR_SCHEDULER_NAME WarmupCosine", "allowed: 'WarmupMultiStepLR'"),
         ("SOLVER.WARMUP_METHOD cosine", "allowed: 'linear', 'constant'"),
-        ("DATALOADER.SAMPLER_TRAIN Training", "allowed: 'TrainingSampler'"),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAling", "allowed: 'ROIAlign'"),
         ("MODEL.RPN.BBOX_REG_LOSS_TYPE l1", "allowed: 'smooth_l1'"),
         ("MODEL.DEVICE gpu", "allowed: 'cuda'"),
@@ -107,6 +104,8 @@ def refusal(monkeypatch, tmp_path):
         ("TEST.EXPECTED_RESULTS [['bbox']]", "task, metric, value and tolerance"),
         ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE [2.0,2.0]", "allowed: a list of 2"),
         # what AdamW does not read
+        ("SOLVER.MOMENTUM 0.8", "set SOLVER.OPTIMIZER SGD"),
+        ("SOLVER.NESTEROV True", "set SOLVER.OPTIMIZER SGD"),
         ("SOLVER.BIAS_LR_FACTOR 2.0", "leave it at 1.0"),
         ("SOLVER.WEIGHT_DECAY_BIAS 0.1", "leave it at None"),
         ("SOLVER.WEIGHT_DECAY_NORM 0.1", "leave it at 0.0"),
@@ -226,12 +225,3 @@ def test_the_pyramid_checks_its_keys_in_any_script(detector_cfg, key, value, mes
     detector_cfg.MODEL.FPN[key] = value
     with pytest.raises(InputError, match=message):
         build_model(detector_cfg)
-
-
-@pytest.mark.parametrize(("rate", "told"), [(0.02, 1), (0.001, 0)])
-def test_a_rate_of_sgds_is_told_of(detector_cfg, caplog, rate, told):
-    detector_cfg.SOLVER.BASE_LR = rate
-    with caplog.at_level(logging.WARNING, logger="rope_vit_det.solver.optimizers"):
-        build_optimizer(detector_cfg, build_model(detector_cfg))
-    lines = [record.getMessage() for record in caplog.records if "BASE_LR" in record.getMessage()]
-    assert len(lines) == told and all("\n" not in line for line in lines)

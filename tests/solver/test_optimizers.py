@@ -1,13 +1,19 @@
 """The optimizer's groups against ViTDet's own layer decay in Detectron2."""
 
+import copy
+import logging
 import re
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from detectron2.solver import build_optimizer as detectron2_optimizer
+from torch import nn
 
-from rope_vit_det.solver.optimizers import build_optimizer
+from rope_vit_det import create_backbone
+from rope_vit_det.errors import InputError
+from rope_vit_det.solver import OPTIMIZERS, build_optimizer
 
 
 def _vitdet_name(name: str) -> str:
@@ -69,3 +75,169 @@ def test_a_resnet_backbone_can_be_trained_too(detector_cfg):
     detector_cfg.SOLVER.LAYER_DECAY = 0.7
     optimizer = build_optimizer(detector_cfg, build_model(detector_cfg))
     assert {group["lr"] for group in optimizer.param_groups} == {detector_cfg.SOLVER.BASE_LR}
+
+
+def test_a_net_that_is_no_rope_vit_learns_at_the_whole_rate(detector_cfg):
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.net = nn.Linear(3, 3)
+    detector_cfg.SOLVER.LAYER_DECAY = 0.7
+    optimizer = build_optimizer(detector_cfg, model)
+    assert {group["lr"] for group in optimizer.param_groups} == {detector_cfg.SOLVER.BASE_LR}
+
+
+@pytest.mark.parametrize("backbone", ["build_rope_vit_sfp_backbone", "build_resnet_fpn_backbone"])
+@pytest.mark.parametrize(
+    ("rate", "name", "told"), [(0.02, "AdamW", 1), (0.001, "AdamW", 0), (0.02, "SGD", 0)]
+)
+def test_a_resnets_rate_is_told_of_once(detector_cfg, caplog, backbone, rate, name, told):
+    detector_cfg.MODEL.BACKBONE.NAME = backbone
+    detector_cfg.SOLVER.BASE_LR, detector_cfg.SOLVER.OPTIMIZER = rate, name
+    with caplog.at_level(logging.WARNING, logger="rope_vit_det.config.keys"):
+        build_optimizer(detector_cfg, build_model(detector_cfg))
+    lines = [record.getMessage() for record in caplog.records if "BASE_LR" in record.getMessage()]
+    assert len(lines) == told and all("\n" not in line for line in lines)
+
+
+class _Blocks(nn.Module):
+    """Parameters under the names of a detector's: two matrices of blocks, and what is beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.net = create_backbone("rope_vit_reg4_demo16")
+        self.head = nn.Linear(4, 4)
+
+
+def _steps(model, optimizer, count, seed=0):
+    """Steps by gradients that are the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return model
+
+
+def _same(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_sgd_is_detectron2s(detector_cfg):
+    solver = detector_cfg.SOLVER
+    solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY = "SGD", 0.1, 0.0
+    solver.MOMENTUM, solver.NESTEROV = 0.8, True
+    model = _Blocks()
+    oracle = copy.deepcopy(model)
+    _steps(model, build_optimizer(detector_cfg, model), 3)
+    assert _same(model, _steps(oracle, detectron2_optimizer(detector_cfg, oracle), 3))
+
+
+def test_timms_are_taken_by_name(detector_cfg):
+    timm = pytest.importorskip("timm.optim")
+    detector_cfg.SOLVER.OPTIMIZER = "timm:lion"
+    model = _Blocks()
+    optimizer = build_optimizer(detector_cfg, model)
+    assert isinstance(optimizer, timm.Lion)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {
+        0.0,
+        detector_cfg.SOLVER.WEIGHT_DECAY,
+    }
+    _steps(model, optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("AdamV", "did you mean 'AdamW'?"), ("timm:lionn", "did you mean 'timm:lion'?")],
+)
+def test_an_unknown_name_is_one_line(detector_cfg, name, line):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    detector_cfg.SOLVER.OPTIMIZER = name
+    with pytest.raises(InputError) as error:
+        build_optimizer(detector_cfg, _Blocks())
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+
+
+@muon
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(detector_cfg):
+    solver = detector_cfg.SOLVER
+    solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY = "Muon", 0.01, 0.1
+    model = _Blocks()
+    oracle = copy.deepcopy(model)
+    matrices = [p for p in oracle.backbone.net.encoder.block.parameters() if p.dim() == 2]
+    known = {id(p) for p in matrices}
+    others = [
+        {"params": [p], "weight_decay": 0.1 if p.dim() > 1 and "weight" in name else 0.0}
+        for name, p in oracle.named_parameters()
+        if id(p) not in known
+    ]
+    parts = [
+        torch.optim.Muon(matrices, 0.01, 0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.01),
+    ]
+    _steps(model, build_optimizer(detector_cfg, model), 3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for parameter in oracle.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for part in parts:
+            part.step()
+    assert _same(model, oracle)
+
+
+@muon
+@pytest.mark.parametrize("clip_type", ["norm", "full_model"])
+def test_muon_is_scheduled_clipped_and_resumed_as_one_optimizer(detector_cfg, tmp_path, clip_type):
+    solver = detector_cfg.SOLVER
+    solver.OPTIMIZER, solver.LAYER_DECAY = "Muon", 0.7
+    solver.CLIP_GRADIENTS.ENABLED, solver.CLIP_GRADIENTS.CLIP_TYPE = True, clip_type
+
+    def build(model):
+        optimizer = build_optimizer(detector_cfg, model)
+        return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    model = _Blocks()
+    optimizer, schedule = build(model)
+    _steps(model, optimizer, 2)
+    schedule.step()
+    resumed = copy.deepcopy(model)
+    torch.save([optimizer.state_dict(), schedule.state_dict()], tmp_path / "state.pth")
+    other, other_schedule = build(resumed)
+    saved = torch.load(tmp_path / "state.pth")
+    for part, state in zip(
+        (other, other_schedule), torch.load(tmp_path / "state.pth"), strict=True
+    ):
+        part.load_state_dict(state)
+    before = copy.deepcopy(model)
+    _steps(model, optimizer, 2, seed=1)
+    assert not _same(model, before)
+    assert _same(model, _steps(resumed, other, 2, seed=1))
+    assert {group["lr"] for group in other.param_groups} == {
+        group["lr"] for group in optimizer.param_groups
+    }
+
+
+@muon
+def test_muon_without_a_matrix_to_learn_is_refused(detector_cfg):
+    detector_cfg.SOLVER.OPTIMIZER = "Muon"
+    model = _Blocks()
+    model.backbone.net.freeze(-1)
+    with pytest.raises(InputError, match=r"set SOLVER\.OPTIMIZER AdamW"):
+        build_optimizer(detector_cfg, model)
+
+
+def test_the_users_own(detector_cfg):
+    @OPTIMIZERS.register()
+    def Mine(cfg, groups, model):  # noqa: N802
+        return torch.optim.Adagrad(groups, lr=cfg.SOLVER.BASE_LR)
+
+    detector_cfg.SOLVER.OPTIMIZER = "Mine"
+    try:
+        assert isinstance(build_optimizer(detector_cfg, _Blocks()), torch.optim.Adagrad)
+    finally:
+        OPTIMIZERS._obj_map.pop("Mine")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ...errors import InputError
@@ -88,7 +89,8 @@ def register_demo_dataset() -> None:
     for split in SPLITS:
         json_file = root / "annotations" / f"instances_{split}.json"
         name = f"{_NAME}_{split}"
-        register_coco_instances(name, {}, str(json_file), str(root / split))
+        if name not in DatasetCatalog:
+            register_coco_instances(name, {}, str(json_file), str(root / split))
 
 
 def _read_annotations(root: Path, split: str) -> dict:
