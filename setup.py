@@ -38,6 +38,7 @@ requirements = [
     "pyyaml",
     "tqdm",
     "matplotlib",
+    "jinja2",
     "tabulate",
     "tensorboard",
 ]
@@ -82,6 +83,7 @@ setup(
     package_dir={"rope_vit_det.configs": "configs", "rope_vit_det_tools": "tools"},
     package_data={
         "rope_vit_det.configs": ["**/*.yaml", "**/*.py"],
+        "rope_vit_det.report": ["report.html"],
         "rope_vit_det.weights": ["published_weights.json"],
     },
     entry_points={

@@ -5,12 +5,12 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rope_vit_det.errors import InputError
 from rope_vit_det.layers.cpu import by_parts
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
@@ -22,7 +22,7 @@ def forward_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], Te
 
     @torch.inference_mode()
     def call() -> Tensor:
-        with _autocast(image.device, bf16):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             return model(image)
 
     return call
@@ -33,7 +33,7 @@ def training_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], N
     weight: list[Tensor] = []
 
     def call() -> None:
-        with _autocast(image.device, bf16):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             out = model(image)
         if not weight:
             weight.append(torch.randn_like(out))
@@ -84,6 +84,18 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
+def resident_peak_mib(call: Callable[[], object]) -> float:
+    """:func:`peak_mib` of a call on the CPU.
+
+    Raises:
+        InputError: this system does not say.
+    """
+    peak = peak_mib(call, torch.device("cpu"))
+    if peak is None:
+        raise InputError("the peak of the resident memory can be measured on Linux only")
+    return peak
+
+
 def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
     """Peak memory of one call beyond what was held before it, in MiB.
 
@@ -106,7 +118,3 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         return None
     call()
     return process_peak_mib() - before
-
-
-def _autocast(device: torch.device, bf16: bool) -> torch.autocast | nullcontext:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()

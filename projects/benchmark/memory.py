@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from projects.benchmark.measure import peak_mib
+from projects.benchmark.measure import resident_peak_mib
 from projects.benchmark.networks import CONTESTANTS, OUR_NETWORK, NetworkOptions, is_installed
 from rope_vit_det.errors import InputError
 from rope_vit_det.layers.cpu import slow_bf16_too
@@ -97,7 +97,6 @@ def _measure_step(
     model = CONTESTANTS[name].build(options).train()
     if checkpointing:
         model.net.activation_checkpoint = True
-    device = torch.device("cpu")
 
     def images(height: int, width: int) -> torch.Tensor:
         return torch.randn(batch_size, 3, height * model.patch, width * model.patch)
@@ -109,7 +108,4 @@ def _measure_step(
 
     step(images(4, 4))
     image = images(*grid)
-    peak = peak_mib(lambda: step(image), device)
-    if peak is None:
-        raise InputError("the peak of the resident memory can be measured on Linux only")
-    return peak, process_peak_mib()
+    return resident_peak_mib(lambda: step(image)), process_peak_mib()

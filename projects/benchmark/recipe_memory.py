@@ -11,11 +11,10 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
-from projects.benchmark.measure import peak_mib
+from projects.benchmark.measure import resident_peak_mib
 from rope_vit_det.engine.setup import load_config
 from rope_vit_det.engine.train_step import build_train_step
 from rope_vit_det.engine.trainer import Trainer
-from rope_vit_det.errors import InputError
 from rope_vit_det.layers.cpu import slow_bf16_too
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
@@ -99,11 +98,8 @@ def _measure(
         trainer.iter = 0
         trainer.run_step()
         held = resident_mib() - before
-        peak = peak_mib(trainer.run_step, torch.device("cpu"))
-        if peak is None:
-            raise InputError("the peak of the resident memory can be measured on Linux only")
-        process = process_peak_mib()
-    return {"held_mib": held, "step_mib": peak, "process_mib": process}
+        peak = resident_peak_mib(trainer.run_step)
+    return {"held_mib": held, "step_mib": peak, "process_mib": process_peak_mib()}
 
 
 def _batches(

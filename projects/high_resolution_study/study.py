@@ -163,8 +163,7 @@ def _result(cfg: CfgNode, arm: Arm, folder: Path, iterations: int) -> dict[str, 
         cfg = _with(cfg, {"OUTPUT_DIR": scratch})
         if arm.fine_tuned:
             rate = _FINE_TUNING_RATE * cfg.SOLVER.BASE_LR
-            warmup = iterations // 10
-            solver = {"MAX_ITER": iterations, "BASE_LR": rate, "WARMUP_ITERS": warmup}
+            solver = {"MAX_ITER": iterations, "WARMUP_ITERS": iterations // 10, "BASE_LR": rate}
             cfg = _with(cfg, {f"SOLVER.{key}": value for key, value in solver.items()})
             train(cfg)
             cfg = _with(cfg, {"MODEL.WEIGHTS": str(Path(scratch, _BASE))})

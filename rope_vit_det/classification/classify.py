@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..models import RoPEViT
 from ..utils.device import find_device
-from ..utils.image_files import describe_read_error, load_batches
+from ..utils.image_files import describe_read_error, load_batches, open_rgb
 from ..weights import WeightsInfo
-from .transform import classification_transform, read_rgb
+from .transform import classification_transform
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,6 @@ def _run(
 def _load(path: str, transform: Callable) -> Tensor | str:
     """The network's input, or the reason why there is none."""
     try:
-        return transform(read_rgb(path))
+        return transform(open_rgb(path))  # not turned, as in birder
     except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
         return describe_read_error(path, error)

@@ -1,13 +1,9 @@
 """From an image file to the network's input, as birder prepares it."""
 
-import os
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torchvision.transforms import v2
-
-from ..utils.image_files import check_depth
 
 
 def classification_transform(
@@ -27,15 +23,3 @@ def classification_transform(
             v2.Normalize(mean=list(rgb_mean), std=list(rgb_std)),
         ]
     )
-
-
-def read_rgb(path: str | os.PathLike) -> Image.Image:
-    """An image as RGB. A rotation in its EXIF data is not applied, as it is not in birder.
-
-    Raises:
-        ValueError: its channels have more than 8 bits, which PIL would cut off.
-        OSError, and others of PIL: the file is missing, damaged, or no image.
-    """
-    with Image.open(path) as image:
-        check_depth(image)
-        return image.convert("RGB")

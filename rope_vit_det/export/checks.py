@@ -82,13 +82,13 @@ def compare_detections(
             f"{furthest['boxes']:.2g} px, scores by {furthest['scores']:.2g}, masks by "
             f"{furthest['masks']:.2g}; nothing was written"
         )
-    told = (
+    summary = (
         f"{number} detections in {_sizes(images)} compared with the eager detector; largest "
         f"differences: boxes {furthest['boxes']:.1e} px, scores {furthest['scores']:.1e}"
     )
     if expected.has("pred_masks"):
-        told += f", masks {furthest['masks']:.1e}"
-    return told if number else f"{told} (nothing was found in them: name others with --image)"
+        summary += f", masks {furthest['masks']:.1e}"
+    return summary if number else f"{summary} (nothing was found in them: name others with --image)"
 
 
 def compare_features(
@@ -111,15 +111,15 @@ def compare_features(
         for name, ours in expected.items():
             distance = ((found[name] - ours).abs().max() / ours.abs().max()).item()
             furthest[name] = _larger(furthest.get(name, 0.0), distance)
-    told = ", ".join(f"{name} {distance:.1e}" for name, distance in sorted(furthest.items()))
+    summary = ", ".join(f"{name} {distance:.1e}" for name, distance in sorted(furthest.items()))
     if not all(distance <= _FEATURE for distance in furthest.values()):
         raise RunError(
             f"the exported backbone differs from the eager one, relative to the largest value by: "
-            f"{told}; nothing was written"
+            f"{summary}; nothing was written"
         )
     return (
         f"{_sizes(images)} compared with the eager backbone; largest differences, relative to the "
-        f"largest value: {told}"
+        f"largest value: {summary}"
     )
 
 

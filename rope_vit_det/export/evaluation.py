@@ -67,10 +67,10 @@ def compare_ap(cfg: CfgNode, detector: nn.Module, exported: nn.Module, most: flo
         f"{eager[task] - other[task]:.3f}"
         for task in eager
     ]
-    told = "; ".join(rows)
+    summary = "; ".join(rows)
     if not all(eager[task] - other[task] <= most for task in eager):
-        raise RunError(f"{told}: more than --max-ap-loss {most}; nothing was written")
-    return told
+        raise RunError(f"{summary}: more than --max-ap-loss {most}; nothing was written")
+    return summary
 
 
 def _average_precisions(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

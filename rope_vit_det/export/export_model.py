@@ -98,16 +98,16 @@ def run(
             script = trace_detector(padded, traced, step)
             script.save(str(temporary), _extra_files={INFO_FILE: json.dumps(info)})
             ran = torch.jit.load(str(temporary))
-            told = compare_detections(padded, ran, others, threshold, step)
+            summary = compare_detections(padded, ran, others, threshold, step)
             exported = ExportedDetector(ran, step)
         else:
             save = _save_onnx if suffix == ".onnx" else _save_pt2
             ran = save(temporary, detector, traced, step, info)
             # Another number of images at a time, too.
             batches = [image[None] for image in others] + [torch.stack([traced, others[0]])]
-            told = compare_features(Pyramid(detector).eval(), ran, batches)
+            summary = compare_features(Pyramid(detector).eval(), ran, batches)
             exported = with_padding(detector, step, partial(run_in_detector, ran, detector))
-        print(told, flush=True)
+        print(summary, flush=True)
         if evaluate:
             print(compare_ap(cfg, detector, exported, max_ap_loss), flush=True)
     size = os.path.getsize(output) / 2**20

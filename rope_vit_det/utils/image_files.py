@@ -112,8 +112,22 @@ _END_OF_JPEG = b"\xff\xd9"
 _THREADS = 16  # most of the time they wait for the disk
 _DELAY = 3  # seconds without a progress bar
 
-_T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+def open_rgb(path: str | os.PathLike, *, turned: bool = False) -> Image.Image:
+    """An image file as RGB.
+
+    Args:
+        turned: as its EXIF data say.
+
+    Raises:
+        ValueError: its channels have more than 8 bits, which PIL would cut off.
+        OSError, and others of PIL: the file is missing, damaged, or no image.
+    """
+    with Image.open(path) as image:
+        check_depth(image)
+        return (ImageOps.exif_transpose(image) if turned else image).convert("RGB")
 
 
 def read_rgb(path: str) -> np.ndarray:
@@ -123,9 +137,7 @@ def read_rgb(path: str) -> np.ndarray:
         InputError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            check_depth(image)
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(open_rgb(path, turned=True))
     except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
         raise InputError(f"{path}: {describe_read_error(path, error)}") from None
 

@@ -36,7 +36,9 @@ def draw_mistakes(
         if entries:
             canvas.overlay_instances(
                 boxes=np.array([_box(each) for each in entries]),
-                masks=[_mask(each, *image.shape[:2]) for each in entries] if masks else None,
+                masks=[GenericMask(each["segmentation"], *image.shape[:2]) for each in entries]
+                if masks
+                else None,
                 labels=[word + _label(each, class_names) for each in entries],
                 assigned_colors=[np.array(colour) / 255] * len(entries),
                 alpha=0.35,
@@ -60,7 +62,3 @@ def _box(entry: Mapping[str, Any]) -> list[float]:
     else:
         x, y, width, height = mask_util.toBbox(entry["segmentation"])
     return [x, y, x + width, y + height]
-
-
-def _mask(entry: Mapping[str, Any], height: int, width: int) -> GenericMask:
-    return GenericMask(entry["segmentation"], height, width)

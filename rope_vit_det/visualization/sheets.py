@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,7 +32,7 @@ def make_sheet(
     Args:
         pictures: none wider than `width`.
         width: of a column, in pixels.
-        captions: over the columns, in ASCII.
+        captions: over the columns.
     """
     columns = min(columns, len(pictures))
     heads = [_caption(text, width) for text in captions[:columns]]
@@ -84,8 +83,7 @@ def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _caption(text: str, width: int) -> np.ndarray:
-    panel = np.full((_CAPTION_HEIGHT, width + 2 * _GAP, 3), 255, np.uint8)
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.9
-    (text_width, text_height), _ = cv2.getTextSize(text, font, scale, 2)
-    origin = ((panel.shape[1] - text_width) // 2, (_CAPTION_HEIGHT + text_height) // 2)
-    return cv2.putText(panel, text, origin, font, scale, (0, 0, 0), 2, cv2.LINE_AA)
+    panel = Image.new("RGB", (width + 2 * _GAP, _CAPTION_HEIGHT), "white")
+    middle, font = (panel.width // 2, panel.height // 2), ImageFont.load_default(26)
+    ImageDraw.Draw(panel).text(middle, text, fill="black", font=font, anchor="mm")
+    return np.array(panel)

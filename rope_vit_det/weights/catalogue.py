@@ -57,16 +57,7 @@ def published_weights() -> Mapping[str, PublishedWeights]:
     text = resources.files(__package__).joinpath("published_weights.json").read_text("utf-8")
     return MappingProxyType(
         {
-            name: PublishedWeights(
-                name=name,
-                network=entry["network"],
-                tag=entry["tag"],
-                image_size=tuple(entry["resolution"]),
-                megabytes=entry["file_size_mib"],
-                sha256=entry["sha256"],
-                hub_url=entry["url"],
-                description=entry["description"],
-            )
+            name: PublishedWeights(name, **entry | {"image_size": tuple(entry["image_size"])})
             for name, entry in json.loads(text)["weights"].items()
         }
     )

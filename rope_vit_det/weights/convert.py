@@ -80,8 +80,8 @@ def convert(
     if problem:
         raise InputError(f"{source} cannot be converted so, to {info.network}: {problem}")
     if output.suffix == DETECTRON2_SUFFIX:
-        told = locate(source)[1] or os.path.abspath(source)
-        write_torch_file(output, to_detectron2(state, info, source=told), force=force)
+        origin = locate(source)[1] or os.path.abspath(source)
+        write_torch_file(output, to_detectron2(state, info, source=origin), force=force)
         return [_summary(output, info)]
     _check_name(output, info.network)
     write_weights_file(output, state, info, force=force)

@@ -182,8 +182,8 @@ def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     bad = first_not_finite(state)
     if bad:
         raise InputError(f"{path}: tensor {prefix}{bad} has NaN or infinite values")
-    told = info_from_metadata(getattr(model, "_metadata", {}).get(BACKBONE, {}))
-    return state, told and told[0]
+    found = info_from_metadata(getattr(model, "_metadata", {}).get(BACKBONE, {}))
+    return state, found and found[0]
 
 
 def _with_head(info: WeightsInfo, head: WeightsInfo) -> WeightsInfo:

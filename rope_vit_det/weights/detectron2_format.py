@@ -48,20 +48,20 @@ def to_detectron2(
         for key, tensor in state.items()
         if not key.startswith(HEAD_PREFIXES)
     )
-    told = asdict(info) | {"source": source}
-    told["class_to_idx"] = {}  # thousands of names that a detector has no use for
+    entry = asdict(info) | {"source": source}
+    entry["class_to_idx"] = {}  # thousands of names that a detector has no use for
     # torch hands it to the module of this name; a plain attribute, so pickled with the dict.
-    model._metadata = OrderedDict({BACKBONE: {"version": 1, METADATA_KEY: told}})
+    model._metadata = OrderedDict({BACKBONE: {"version": 1, METADATA_KEY: entry}})
     return {"model": model}
 
 
 def info_from_metadata(metadata: Mapping[str, Any]) -> tuple[WeightsInfo, str] | None:
     """Info and source that :func:`to_detectron2` left for a module; None: another checkpoint."""
-    told = metadata.get(METADATA_KEY)
-    if told is None:
+    entry = metadata.get(METADATA_KEY)
+    if entry is None:
         return None
     known = {field.name for field in fields(WeightsInfo)}
-    return WeightsInfo(**{k: v for k, v in told.items() if k in known}), told["source"]
+    return WeightsInfo(**{k: v for k, v in entry.items() if k in known}), entry["source"]
 
 
 def read_info(url: str) -> WeightsInfo:
@@ -103,5 +103,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     if network_of_file_name(path.name)[0] is not None:
         return read_weights_file(path)
     # The config knows the network, and the backbone compares the shapes.
-    state, told = read_fields(path)
-    return state, info_from_fields(path, told, state, network=None, tag=None)
+    state, fields_read = read_fields(path)
+    return state, info_from_fields(path, fields_read, state, network=None, tag=None)

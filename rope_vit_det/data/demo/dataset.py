@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -205,29 +206,24 @@ def _add_crowd(rng: np.random.Generator, scene: _Scene) -> None:
 
 def _annotate(scene: _Scene) -> list[dict]:
     annotations = [
-        {
-            "category_id": CATEGORIES.index(thing.category) + 1,
-            "iscrowd": 0,
-            "segmentation": _polygons(thing.visible),
-            "area": int(thing.visible.sum()),
-            "bbox": _box(thing.visible),
-            "occluded": round(float(thing.occluded), 3),
-        }
-        for thing in scene.objects
+        _annotation(each.category, each.visible, _polygons(each.visible), each.occluded)
+        for each in scene.objects
     ]
     if scene.crowd is not None:
-        category, mask = scene.crowd
-        annotations.append(
-            {
-                "category_id": CATEGORIES.index(category) + 1,
-                "iscrowd": 1,
-                "segmentation": _uncompressed_rle(mask),
-                "area": int(mask.sum()),
-                "bbox": _box(mask),
-                "occluded": 0.0,
-            }
-        )
+        crowd = _annotation(*scene.crowd, _uncompressed_rle(scene.crowd[1]), 0.0)
+        annotations.append(crowd | {"iscrowd": 1})
     return annotations
+
+
+def _annotation(category: str, mask: np.ndarray, segmentation: Any, occluded: float) -> dict:
+    return {
+        "category_id": CATEGORIES.index(category) + 1,
+        "iscrowd": 0,
+        "segmentation": segmentation,
+        "area": int(mask.sum()),
+        "bbox": _box(mask),
+        "occluded": round(float(occluded), 3),
+    }
 
 
 def _has_no_hole(mask: np.ndarray) -> bool:
@@ -254,8 +250,7 @@ def _polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def _box(mask: np.ndarray) -> list[int]:
-    ys, xs = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    return [int(v) for v in (xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1)]
+    return list(cv2.boundingRect(mask.astype(np.uint8)))
 
 
 def _uncompressed_rle(mask: np.ndarray) -> dict:
