@@ -9,13 +9,15 @@ READY := $(VENV)/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-lowest test-slow coverage lint clean
 
 help:
 	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 5 minutes)"
 	@echo "make test       the tests (under 10 minutes on 2 cores)"
+	@echo "make test-lowest  the same with the lowest versions of all that is required, in .venv-lowest"
+	@echo "make coverage   the tests, and which lines they reach"
 	@echo "make test-slow  the tests that take longer, or need PyPI"
-	@echo "make lint       ruff, as the tests run it"
+	@echo "make lint       ruff, the floors and the types, as the tests run them"
 	@echo "make setup      only set up .venv"
 	@echo "make clean      remove .venv, output/ and the demo's dataset"
 
@@ -25,10 +27,25 @@ demo: $(READY)
 	@$(RUN) -W ignore tools/demo.py
 
 # Most tests are too small for threads: processes of one thread each, files apart.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)
 	@$(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check .
 	@$(VENV)/bin/lint-imports --verbose >/dev/null || $(VENV)/bin/lint-imports
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m mypy
+	$(PYTEST)
+
+# Without birder, whose own bounds are higher: the tests that compare with it are left out.
+test-lowest: VENV := .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) tests/support/lowest_requirements.py >$(VENV)/lowest.txt
+	PIP_CONSTRAINT=$(VENV)/lowest.txt $(RUN) -m pip install -q -e '.[test]'
+	PIP_CONSTRAINT=$(VENV)/lowest.txt $(RUN) tools/install_detectron2.py
+	$(PYTEST)
+
+coverage: $(READY)
+	$(PYTEST) --cov=rope_vit_det --cov-report=term:skip-covered
 
 test-slow: $(READY)
 	$(RUN) -m pytest -q -m slow
@@ -37,20 +54,20 @@ test-slow: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) output datasets/rope_vit_det_demo
+	rm -rf $(VENV) .venv-lowest output datasets/rope_vit_det_demo
 
 # Written last, so that a set-up which was interrupted is done again.
-$(READY): setup.py constraints.txt tools/install_detectron2.py tools/check_opencv.py
+$(READY): pyproject.toml setup.py constraints.txt tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	    "error: this is Python %d.%d; name one from 3.11 to 3.13: make PYTHON=python3.11" % v)'
 	@echo "=== Setting up $(VENV): the first time, PyTorch and more, some gigabytes, are downloaded"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
 	    { echo "error: no virtual environment; on Debian: apt-get install python3-venv"; \
 	      rm -rf $(VENV); exit 1; }
-	@$(RUN) -m pip install -q --disable-pip-version-check setuptools
-	$(RUN) -m pip install --disable-pip-version-check -e '.[test]'
+	$(RUN) -m pip install --disable-pip-version-check -e '.[dev]'
 	$(RUN) tools/install_detectron2.py
-	@$(RUN) tools/check_opencv.py
 	@touch $@

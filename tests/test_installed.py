@@ -1,34 +1,25 @@
 """The package as pip installs it, away from its sources."""
 
 import os
-import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
-import setuptools
 
 ROOT = Path(__file__).parents[1]
 # For developers, in the sources alone.
-NOT_INSTALLED = {"check_opencv", "networks_table"} | {
-    "benchmark",
-    "benchmark_memory",
-    "high_resolution_study",
-}
+NOT_INSTALLED = {"benchmark", "benchmark_memory", "high_resolution_study", "networks_table"}
 
 
 @pytest.fixture
-def commands(monkeypatch):
-    """What setup.py declares: each command's module and function."""
-    declared = {}
-    monkeypatch.setattr(setuptools, "setup", declared.update)
-    runpy.run_path(str(ROOT / "setup.py"))
-    lines = declared["entry_points"]["console_scripts"]
-    return dict(line.split(" = ") for line in lines)
+def commands():
+    """What pyproject.toml declares: each command's module and function."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
 
 
 def test_every_tool_has_a_command(commands):
@@ -42,18 +33,26 @@ def without_sources():
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
+def _requirements(metadata: str) -> list[str]:
+    return [line for line in metadata.splitlines() if line.startswith("Requires-Dist: opencv")]
+
+
 def pip(*arguments):
     command = [sys.executable, "-m", "pip", "-q", *arguments]
     subprocess.run(command, check=True, timeout=300, env=without_sources())
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    source = tmp_path_factory.mktemp("source")  # building writes into it
+def _copy_sources(source):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("rope_vit_det", "configs", "tools"):
         shutil.copytree(ROOT / name, source / name)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")  # building writes into it
+    _copy_sources(source)
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", source / "dist", source)
     (path,) = (source / "dist").glob("*.whl")
     return path
@@ -63,11 +62,15 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_configs_and_tools_and_passes_twine(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        (metadata,) = (archive.read(name) for name in names if name.endswith("/METADATA"))
     for folder, package in (("configs", "rope_vit_det/configs"), ("tools", "rope_vit_det_tools")):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".yaml", ".py"):
                 assert f"{package}/{path.relative_to(ROOT / folder).as_posix()}" in names
     assert not [name for name in names if name.startswith("tests") or name.endswith(".pyc")]
+    # On whatever machine: this one has a cv2.
+    assert _requirements(metadata.decode()) == ["Requires-Dist: opencv-python>=4.10.0.84"]
+    assert "rope_vit_det/py.typed" in names
     command = [sys.executable, "-m", "twine", "check", "--strict", wheel]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -95,6 +98,24 @@ def installed(wheel, tmp_path_factory):
 
     run.site = site
     return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cv2", ["imread = None", "", None])
+def test_an_editable_install_leaves_an_importable_cv2_alone(cv2, tmp_path):
+    source, root = tmp_path / "source", tmp_path / "environment"
+    source.mkdir()
+    _copy_sources(source)
+    venv.create(root, with_pip=True)
+    python = root / "bin" / "python"
+    (site,) = root.glob("lib/python*/site-packages")
+    if cv2 is not None:
+        (site / "cv2.py").write_text(cv2)
+    command = [python, "-m", "pip", "-q", "install", "--no-deps", "-e", source]
+    subprocess.run(command, check=True, timeout=300, env=without_sources())
+    (metadata,) = site.glob("rope_vit_det-*.dist-info/METADATA")
+    asked = _requirements(metadata.read_text("utf-8"))
+    assert bool(asked) == (cv2 != "imread = None")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-PYTHONS = ((3, 10), (3, 13))
+PYTHONS = ((3, 11), (3, 13))
 MIN_TORCH = (2, 8)
 
 WHEEL = "labgym==3.1.2"
@@ -27,7 +27,7 @@ WHEEL_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b
 WHEEL_FOLDER = "LabGym/"
 VERSION = "0.6+labgym3.1.2"
 DIST_INFO = f"detectron2-{VERSION}.dist-info"
-# What Detectron2's own setup.py asks for, and pkg_resources, which its model zoo imports.
+# What Detectron2's own setup.py asks for.
 REQUIREMENTS = (
     "Pillow>=7.1",
     "black",
@@ -39,7 +39,6 @@ REQUIREMENTS = (
     "omegaconf>=2.1,<2.4",
     "packaging",
     "pycocotools>=2.0.2",
-    "setuptools<81",
     "tabulate",
     "tensorboard",
     "termcolor>=1.1",
@@ -57,8 +56,15 @@ Nothing else of that wheel is here; the wheel as a whole is under the GPL-3.0.
 
 Changed in that wheel, by LabGym's authors: absolute imports of detectron2 became imports of
 LabGym.detectron2; the C++ and CUDA extension (detectron2._C) is left out.
-Changed here, by tools/install_detectron2.py of rope-vit-det: the imports are renamed back.
+Changed here, by tools/install_detectron2.py of rope-vit-det: the imports are renamed back, and
+detectron2/model_zoo/model_zoo.py finds its files by importlib.resources, not by pkg_resources.
 """
+# In detectron2/model_zoo/model_zoo.py: setuptools has no pkg_resources since version 81.
+MODEL_ZOO = {
+    b"import pkg_resources\n": b"import importlib.resources\n",
+    b'pkg_resources.resource_filename(\n        "detectron2.model_zoo", ': b"str(\n"
+    b'        importlib.resources.files("detectron2.model_zoo") / ',
+}
 
 UPSTREAM = "https://github.com/facebookresearch/detectron2"
 UPSTREAM_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"  # main on 2026-06-06
@@ -108,7 +114,7 @@ def find_detectron2() -> str | None:
     ask = (
         "import importlib.util as u, sys\n"
         "if u.find_spec('detectron2') is None: sys.exit(3)\n"
-        "import detectron2, detectron2.modeling\n"
+        "import detectron2, detectron2.modeling, detectron2.model_zoo\n"
         "print(detectron2.__version__, 'in', *detectron2.__path__)"
     )
     # Not from here: a folder named detectron2 beside us is not an installation.
@@ -118,12 +124,34 @@ def find_detectron2() -> str | None:
         )
     if answer.returncode == 3:
         return None
+    if "No module named 'pkg_resources'" in answer.stderr:
+        raise InstallError(
+            "the Detectron2 that is installed needs pkg_resources, which setuptools has no more: "
+            "pip install 'setuptools<81'"
+        )
     if answer.returncode != 0:
         raise InstallError(
             f"the Detectron2 that is installed fails to import ({_last_line(answer.stderr)}); "
             "repair it, or take it out: pip uninstall detectron2"
         )
     return answer.stdout.strip().splitlines()[-1]
+
+
+def check_opencv() -> None:
+    """Checks that OpenCV, which Detectron2 draws with, can be imported.
+
+    Raises:
+        InstallError: it cannot, with what to do.
+    """
+    ask = [sys.executable, "-c", "import cv2; cv2.imread"]
+    answer = subprocess.run(ask, capture_output=True, text=True)
+    if answer.returncode != 0:
+        reason = _last_line(answer.stderr)
+        system = ".so" in reason  # a library of the system's
+        remedy = "apt-get install -y libgl1 libglib2.0-0" if system else (
+            "pip uninstall opencv-python opencv-python-headless, then pip install one of the two"
+        )  # fmt: skip
+        raise InstallError(f"import cv2: {reason}; run: {remedy}")
 
 
 def install_from_pypi(folder: Path) -> None:
@@ -165,7 +193,7 @@ def install_from_upstream() -> None:
     failure = f"cannot install {UPSTREAM} at {UPSTREAM_COMMIT[:10]}"
     # Its setup.py imports torch, which an isolated build would not have. A setuptools that builds
     # wheels by itself must be there before; many an environment has an older one, or none.
-    _pip(failure, "install", "setuptools>=70.1,<81")
+    _pip(failure, "install", "setuptools>=70.1")
     _pip(failure, "install", "--no-build-isolation", f"git+{UPSTREAM}@{UPSTREAM_COMMIT}")
 
 
@@ -178,6 +206,9 @@ def build_wheel(source: Path, target: Path) -> None:
                 content = archive.read(name)
                 if name.endswith(".py"):
                     content = content.replace(b"LabGym.detectron2", b"detectron2")
+                if name.endswith("model_zoo/model_zoo.py"):
+                    for old, new in MODEL_ZOO.items():
+                        content = content.replace(old, new)
                 files[name.removeprefix(WHEEL_FOLDER)] = content
     fields = [
         ("Metadata-Version", "2.1"),
@@ -247,14 +278,15 @@ def main() -> None:
         there = find_detectron2()
         if there:
             print(f"Detectron2 {there}: left as it is")
-            return
-        check_environment()
-        if args.source == "upstream":
-            install_from_upstream()
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                install_from_pypi(Path(folder))
-        print(f"installed Detectron2 {find_detectron2()}")
+            check_environment()
+            if args.source == "upstream":
+                install_from_upstream()
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    install_from_pypi(Path(folder))
+            print(f"installed Detectron2 {find_detectron2()}")
+        check_opencv()
     except InstallError as error:
         sys.exit(f"error: {error}")
 

@@ -16,7 +16,7 @@ from .classify import Classes, Embeddings
 SUFFIXES = (".csv", ".npz")
 
 
-def check_output(path: str | os.PathLike) -> None:
+def check_output(path: str | os.PathLike[str]) -> None:
     """Finds out, before the work, whether results can be written to a path.
 
     Raises:
@@ -33,7 +33,7 @@ def check_output(path: str | os.PathLike) -> None:
         raise InputError(f"{path}: the folder {path.parent} cannot be written to")
 
 
-def write_classes(classes: Classes, path: str | os.PathLike | None) -> None:
+def write_classes(classes: Classes, path: str | os.PathLike[str] | None) -> None:
     """One row an image: its path, then class and probability of the most probable, and so on.
 
     An npz has the arrays `paths` (N,), `classes`, `indices` and `probabilities` (N, k).
@@ -57,7 +57,7 @@ def write_classes(classes: Classes, path: str | os.PathLike | None) -> None:
     _write(path, classes.paths, header, rows, arrays)
 
 
-def write_embeddings(embeddings: Embeddings, path: str | os.PathLike | None) -> None:
+def write_embeddings(embeddings: Embeddings, path: str | os.PathLike[str] | None) -> None:
     """One row an image: its path, then the numbers. An npz has `paths` (N,), `embeddings` (N, C).
 
     Args:
@@ -70,7 +70,7 @@ def write_embeddings(embeddings: Embeddings, path: str | os.PathLike | None) -> 
 
 
 def _write(
-    path: str | os.PathLike | None,
+    path: str | os.PathLike[str] | None,
     paths: Sequence[str],
     header: list[str],
     rows: Iterable[list[Any]],

@@ -19,7 +19,7 @@ from .yaml_files import merge_from_yaml
 
 
 def read_run_config(
-    config_or_dir: str | os.PathLike, opts: Sequence[str] = ()
+    config_or_dir: str | os.PathLike[str], opts: Sequence[str] = ()
 ) -> tuple[CfgNode, Path]:
     """The config, and the file that it was read from.
 

@@ -6,7 +6,7 @@ import logging
 import secrets
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def record_run(output: str, seed: int) -> None:
     """
     config = Path(output, "config.yaml")
     row = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "seed": seed,
         "git_revision": git_revision(),

@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 @contextmanager
-def new_file(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
+def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """For writing a file whole or not at all: gives a temporary path, which is renamed at the end.
 
     Args:
@@ -37,7 +37,7 @@ def new_file(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_new_file(path: str | os.PathLike, *, force: bool = False) -> None:
+def check_new_file(path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Finds out, before the work, whether a file can be put at a path.
 
     Raises:

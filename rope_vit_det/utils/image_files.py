@@ -20,7 +20,7 @@ _BATCHES_AHEAD = 2
 _T = TypeVar("_T")
 
 
-def find_images(inputs: Sequence[str | os.PathLike]) -> list[str]:
+def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Image files, in the order of the inputs, those of a folder or a pattern sorted; each once.
 
     Args:
@@ -142,7 +142,7 @@ def read_rgb(path: str) -> np.ndarray:
         raise InputError(f"{path}: {describe_read_error(path, error)}") from None
 
 
-def image_size(path: str | os.PathLike, *, decode: bool = False) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], *, decode: bool = False) -> tuple[int, int]:
     """(width, height) in pixels as Detectron2 reads an image: turned as its EXIF data say.
 
     A JPEG file is decoded only where its last bytes are not those of a whole one; other formats

@@ -27,7 +27,7 @@ StateDict = Mapping[str, Tensor]
 
 
 def read_weights_file(
-    path: str | os.PathLike, network: str | None = None
+    path: str | os.PathLike[str], network: str | None = None
 ) -> tuple[dict[str, Tensor], WeightsInfo]:
     """Reads a file of birder's, or one that :func:`write_weights_file` wrote.
 
@@ -67,7 +67,7 @@ def read_weights_file(
 
 
 def write_weights_file(
-    path: str | os.PathLike, state_dict: StateDict, info: WeightsInfo, *, force: bool = False
+    path: str | os.PathLike[str], state_dict: StateDict, info: WeightsInfo, *, force: bool = False
 ) -> None:
     """Writes a file that birder and this project can read, in the format of its suffix.
 
@@ -105,7 +105,7 @@ def write_weights_file(
         temporary.write_bytes(save(dict(state), metadata))
 
 
-def write_torch_file(path: str | os.PathLike, content: Any, *, force: bool = False) -> None:
+def write_torch_file(path: str | os.PathLike[str], content: Any, *, force: bool = False) -> None:
     """`torch.save`, whole or not at all; the same content gives the same bytes.
 
     Raises:
@@ -116,7 +116,7 @@ def write_torch_file(path: str | os.PathLike, content: Any, *, force: bool = Fal
         torch.save(content, file)
 
 
-def is_weights_file(path: str | os.PathLike) -> bool:
+def is_weights_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file is birder's, by name and, for `.pt`, by what its dict holds.
 
     Raises:
@@ -128,7 +128,7 @@ def is_weights_file(path: str | os.PathLike) -> bool:
     return path.suffix == ".pt" and _has_state(load_torch_file(path, mmap=True))
 
 
-def read_fields(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of a file, and its other fields, not knowing its network.
 
     Raises:
@@ -171,7 +171,7 @@ def read_fields(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def info_from_fields(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     fields: Mapping[str, Any],
     state: StateDict,
     *,

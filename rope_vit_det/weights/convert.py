@@ -23,12 +23,12 @@ State = dict[str, Tensor]
 
 
 def convert(
-    source: str | os.PathLike,
-    output: str | os.PathLike,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     network: str | None = None,
     head_from: str | None = None,
-    config_file: str | os.PathLike | None = None,
+    config_file: str | os.PathLike[str] | None = None,
     patch_size: int | None = None,
     add_config: Mapping[str, Any] | None = None,
     force: bool = False,

@@ -34,11 +34,11 @@ LAZY_NAMES = {
 
 
 def read_detector(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     network: str | None = None,
     head_from: str | None = None,
-    config_file: str | os.PathLike | None = None,
+    config_file: str | os.PathLike[str] | None = None,
 ) -> tuple[dict[str, Tensor], WeightsInfo, list[str]]:
     """The backbone of a Detectron2 checkpoint, made whole by a head.
 
@@ -100,7 +100,7 @@ def read_detector(
     return state, info, _notes(head_state, head_from)
 
 
-def read_run_config(path: str | os.PathLike) -> WeightsInfo:
+def read_run_config(path: str | os.PathLike[str]) -> WeightsInfo:
     """What the `config.yaml` of a run, of yaml configs or of a LazyConfig, says of its backbone.
 
     Raises:

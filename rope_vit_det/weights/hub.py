@@ -69,7 +69,7 @@ def cache_folder(name: str) -> Path:
         ) from None
 
 
-def sha256_of(path: str | os.PathLike) -> str:
+def sha256_of(path: str | os.PathLike[str]) -> str:
     """Of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -20,7 +20,7 @@ PREFIX = "birder:"
 
 
 def load_model(
-    name_or_path: str | os.PathLike, *, network: str | None = None, **overrides: Any
+    name_or_path: str | os.PathLike[str], *, network: str | None = None, **overrides: Any
 ) -> tuple[RoPEViT, WeightsInfo]:
     """Builds the network of a weights file and loads it, on the CPU and in evaluation mode.
 
@@ -66,7 +66,7 @@ def load_model(
 
 
 def read_weights(
-    name_or_path: str | os.PathLike, *, network: str | None = None
+    name_or_path: str | os.PathLike[str], *, network: str | None = None
 ) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
     """The state dict and info of a published name or a file; arguments as :func:`load_model`."""
     path, name = locate(name_or_path)
@@ -85,7 +85,7 @@ def birder_url(path: str) -> str:
     return PREFIX + path
 
 
-def locate(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
+def locate(name_or_path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """The file of a published name (downloaded where it must be) or of a path; and the name.
 
     Raises:

@@ -27,7 +27,7 @@ _CODE = re.compile(
 )
 
 
-def load_torch_file(path: str | os.PathLike, *, mmap: bool = False) -> Any:
+def load_torch_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     """What `torch.save` wrote: tensors, arrays and builtins, onto the CPU.
 
     Args:
@@ -56,7 +56,7 @@ def load_torch_file(path: str | os.PathLike, *, mmap: bool = False) -> Any:
         raise _reason(path) from None
 
 
-def load_pickle(path: str | os.PathLike) -> Any:
+def load_pickle(path: str | os.PathLike[str]) -> Any:
     """A pickle of numpy arrays and builtins, as Detectron2's model zoo has them (`.pkl`).
 
     Raises:
@@ -72,7 +72,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
         raise _damaged(path) from None
 
 
-def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata.
 
     Raises:
@@ -128,7 +128,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 _TORCH_GLOBALS = [(thing, f"{module}.{name}") for (module, name), thing in NUMPY_GLOBALS.items()]
 
 
-def _existing(path: str | os.PathLike) -> str:
+def _existing(path: str | os.PathLike[str]) -> str:
     path = os.fspath(path)
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file")

@@ -62,7 +62,7 @@ def _pretraining(entry: PublishedWeights) -> str:
     return sentence[found.start() :]
 
 
-def update_table(path: str | os.PathLike) -> None:
+def update_table(path: str | os.PathLike[str]) -> None:
     """Puts the table between the two marks of a Markdown file."""
     text = Path(path).read_text("utf-8")
     before, _, rest = text.partition(_BEGIN)

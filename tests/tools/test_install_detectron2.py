@@ -40,6 +40,7 @@ def python(tmp_path, empty_environment):
     shutil.copytree(empty_environment, tmp_path / "env", symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
     _pretend_torch(python, "2.8.0")
+    (_site(python) / "cv2.py").write_text("imread = None\n")
     return python
 
 
@@ -65,6 +66,12 @@ def _fake_labgym(folder: Path) -> Path:
         "LabGym/detector.py": "import LabGym.detectron2",
         "LabGym/detectron2/__init__.py": '__version__ = "0.6"\n',
         "LabGym/detectron2/modeling/__init__.py": "from LabGym.detectron2 import __version__\n",
+        "LabGym/detectron2/model_zoo/__init__.py": "from .model_zoo import get_config_file\n",
+        "LabGym/detectron2/model_zoo/model_zoo.py": "import os\nimport pkg_resources\n"
+        "def get_config_file(config_path):\n"
+        "    cfg_file = pkg_resources.resource_filename(\n"
+        '        "detectron2.model_zoo", os.path.join("configs", config_path)\n'
+        "    )\n    return cfg_file\n",
         "LabGym/detectron2/model_zoo/configs/a.yaml": "LabGym.detectron2: kept as it is\n",
         "labgym-3.1.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: labgym\nVersion: 3.1.2\n",
         "labgym-3.1.2.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
@@ -102,6 +109,8 @@ def test_only_detectron2_is_taken_and_renamed_back(installer, tmp_path):
     assert {name for name in files if not name.startswith(info)} == {
         "detectron2/__init__.py",
         "detectron2/modeling/__init__.py",
+        "detectron2/model_zoo/__init__.py",
+        "detectron2/model_zoo/model_zoo.py",
         "detectron2/model_zoo/configs/a.yaml",
     }
     assert files["detectron2/modeling/__init__.py"] == b"from detectron2 import __version__\n"
@@ -121,11 +130,54 @@ def test_only_detectron2_is_taken_and_renamed_back(installer, tmp_path):
             assert (digest, int(size)) == (f"sha256={own.decode()}", len(files[name]))
 
 
-def test_an_importable_detectron2_is_respected(python):
+def test_the_model_zoo_finds_its_files_without_pkg_resources(installer, tmp_path):
+    target = tmp_path / "built.whl"
+    installer.build_wheel(_fake_labgym(tmp_path / "in"), target)
+    with zipfile.ZipFile(target) as archive:
+        archive.extractall(tmp_path / "site")
+        assert "importlib.resources" in archive.read(f"{installer.DIST_INFO}/ORIGIN.txt").decode()
+        assert b"setuptools" not in archive.read(f"{installer.DIST_INFO}/METADATA")
+    ask = (
+        "import sys; sys.modules['pkg_resources'] = None\n"
+        "from detectron2 import model_zoo; print(open(model_zoo.get_config_file('a.yaml')).read())"
+    )
+    answer = subprocess.check_output([sys.executable, "-c", ask], text=True, cwd=tmp_path / "site")
+    assert "kept as it is" in answer
+
+
+def _own_detectron2(python, model_zoo=""):
     package = _site(python) / "detectron2"
-    (package / "modeling").mkdir(parents=True)
+    for room in ("modeling", "model_zoo"):
+        (package / room).mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "0.7.mine"\n')
     (package / "modeling" / "__init__.py").write_text("")
+    (package / "model_zoo" / "__init__.py").write_text(model_zoo)
+
+
+def test_one_that_needs_pkg_resources_gets_a_line(python):
+    _own_detectron2(python, "raise ModuleNotFoundError(\"No module named 'pkg_resources'\")\n")
+    answer = _run(python)
+    assert answer.returncode != 0 and len(answer.stderr.strip().splitlines()) == 1
+    assert "pip install 'setuptools<81'" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("cv2", "remedy"),
+    [
+        ("raise ImportError('libGL.so.1: cannot open shared object file')", "apt-get install"),
+        ("", "pip uninstall opencv-python"),
+    ],
+)
+def test_a_cv2_that_cannot_be_imported_gets_a_line(python, cv2, remedy):
+    _own_detectron2(python)
+    (_site(python) / "cv2.py").write_text(f"{cv2}\n")
+    answer = _run(python)
+    assert answer.returncode != 0 and len(answer.stderr.strip().splitlines()) == 1
+    assert answer.stderr.startswith("error: import cv2: ") and remedy in answer.stderr
+
+
+def test_an_importable_detectron2_is_respected(python):
+    _own_detectron2(python)
     answer = _run(python, PIP_NO_INDEX="1")
     assert answer.returncode == 0, answer.stderr
     assert "0.7.mine" in answer.stdout and "left as it is" in answer.stdout
@@ -173,10 +225,10 @@ def test_without_torch(python):
     _assert_one_line(_run(python), python, "torch is not installed", "2.8 or newer")
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 14)])
+@pytest.mark.parametrize("version", [(3, 10), (3, 14)])
 def test_an_unsupported_python(installer, monkeypatch, version):
     monkeypatch.setattr(sys, "version_info", (*version, 0))
-    with pytest.raises(installer.InstallError, match=rf"Python 3\.{version[1]}; supported: 3.10"):
+    with pytest.raises(installer.InstallError, match=rf"Python 3\.{version[1]}; supported: 3.11"):
         installer.check_environment()
 
 
@@ -201,6 +253,8 @@ def test_upstream_is_built_at_its_commit(python, tmp_path):
     repository = tmp_path / "upstream"
     (repository / "detectron2" / "modeling").mkdir(parents=True)
     (repository / "detectron2" / "modeling" / "__init__.py").touch()
+    (repository / "detectron2" / "model_zoo").mkdir()
+    (repository / "detectron2" / "model_zoo" / "__init__.py").touch()
     (repository / "setup.py").write_text(
         "from setuptools import find_packages, setup\n"
         "setup(name='detectron2', version='0.6', packages=find_packages())\n"
@@ -244,6 +298,7 @@ def test_the_real_wheel_gives_a_detectron2_that_imports(installer, tmp_path):
     installer.build_wheel(source, target)
     ask = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "sys.modules['pkg_resources'] = None\n"
         "from detectron2 import model_zoo, __file__\n"
         "import detectron2.engine, detectron2.evaluation, detectron2.export\n"
         "print(__file__, model_zoo.get_config_file("
