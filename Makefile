@@ -24,7 +24,7 @@ help:
 setup: $(READY)
 
 demo: $(READY)
-	@$(RUN) -W ignore tools/demo.py
+	@$(RUN) tools/demo.py
 
 # Most tests are too small for threads: processes of one thread each, files apart.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile

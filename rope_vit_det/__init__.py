@@ -1,12 +1,17 @@
 """The RoPE ViT as a detection backbone for Detectron2.
 
-Where Detectron2 is installed, importing this registers the backbones, and `birder://` addresses for
-MODEL.WEIGHTS. The network and its weights (`create_model`, `load_model`, `classification`) need no
-Detectron2.
+Importing this registers the backbones with Detectron2, and `birder://` addresses for MODEL.WEIGHTS,
+whichever of the two is imported first; it loads nothing else, registers no dataset and sets no
+environment variable. The network and its weights (`create_model`, `load_model`, `classification`)
+need no Detectron2.
 """
 
 import importlib
-import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,5 +71,34 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-if importlib.util.find_spec("detectron2") is not None:
-    from . import backbone  # noqa: F401 (registers itself)
+# Ours by Detectron2's modules: each registers itself, and is imported right behind that module,
+# whoever imports it. Before that nobody can look into Detectron2's registries; and the seconds that
+# it takes to load are not spent where it is not used, as by `create_model` or `--help`.
+_REGISTERED_BEHIND = {
+    "detectron2.modeling": f"{__name__}.backbone",
+    "detectron2.utils.file_io": f"{__name__}.path_handler",
+}
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        importlib.import_module(_REGISTERED_BEHIND[module.__name__])
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _REGISTERED_BEHIND:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(fullname, spec.loader.path)
+        return spec
+
+
+sys.meta_path.insert(0, _Finder())
+for _theirs, _ours in _REGISTERED_BEHIND.items():
+    if _theirs in sys.modules:
+        importlib.import_module(_ours)

@@ -1,14 +1,12 @@
 """The RoPE ViT as a Detectron2 backbone: its neck alone, or under a simple feature pyramid."""
 
 import logging
-import os
-from typing import IO, Any
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
 from .config.keys import (
@@ -21,9 +19,8 @@ from .config.use import as_arguments, compared_settings, disagreement, settings_
 from .errors import InputError
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, pyramid_for_heads
-from .weights.detectron2_format import detectron2_checkpoint, info_from_metadata
+from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
-from .weights.load import PREFIX
 
 logger = logging.getLogger(__name__)
 # A child of Detectron2's, so that what was loaded is told in scripts that know nothing of us.
@@ -262,29 +259,3 @@ def _remedy(info: WeightsInfo | None) -> str:
 
 def _shorten(keys: list[str], most: int = 3) -> str:
     return ", ".join(keys[:most]) + (f", … and {len(keys) - most} more" if keys[most:] else "")
-
-
-class BirderPathHandler(PathHandler):
-    """Gives the address of birder's weights the local path of a checkpoint converted from them."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(detectron2_checkpoint(path))
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
-        if mode not in ("r", "rb"):
-            raise InputError(f"{path} can only be read")
-        return open(self._get_local_path(path), mode, buffering)
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        try:
-            return os.path.exists(self._get_local_path(path))
-        except InputError:
-            return False
-
-    _isfile = _exists
-
-
-PathManager.register_handler(BirderPathHandler())

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,13 @@ class StoppedError(RunError):
 
 @contextmanager
 def input_errors_as_one_line() -> Iterator[None]:
-    """For command-line tools: prints these errors without a traceback, exits with their status."""
+    """For command-line tools: prints these errors without a traceback, exits with their status.
+
+    Detectron2 calls torch.jit.script when it is imported, of which torch 2.15 warns whoever started
+    the tool; not here, nor in the processes that it starts.
+    """
+    sys.warnoptions.append("ignore:`torch.jit.script` is deprecated:FutureWarning")
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     try:
         yield
     except (InputError, RunError) as error:

@@ -5,7 +5,6 @@ import argparse
 
 from rope_vit_det.engine.command_line import add_config_option, pixels
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.report.analysis import analyze
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +36,15 @@ def parse_args() -> argparse.Namespace:
 
 @input_errors_as_one_line()
 def main() -> None:
-    print(analyze(parse_args()))
+    args = parse_args()
+    if args.network:
+        from rope_vit_det.models.complexity import network_tables
+
+        print(network_tables(args.network, args.size, args.patch_stride, args.window_size))
+    else:
+        from rope_vit_det.report.analysis import analyze
+
+        print(analyze(args))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 import argparse
 
-from rope_vit_det.data.convert import convert_to_coco
 from rope_vit_det.errors import input_errors_as_one_line
 
 
@@ -27,7 +26,10 @@ def parse_args() -> argparse.Namespace:
 
 @input_errors_as_one_line()
 def main() -> None:
-    print("\n".join(convert_to_coco(**vars(parse_args()))))
+    args = parse_args()
+    from rope_vit_det.data.convert import convert_to_coco
+
+    print("\n".join(convert_to_coco(**vars(args))))
 
 
 if __name__ == "__main__":

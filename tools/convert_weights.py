@@ -11,8 +11,6 @@ A file that is there already stays, unless --force is given.
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.weights.convert import convert
-from rope_vit_det.weights.info import parse_config
 
 
 @input_errors_as_one_line()
@@ -20,33 +18,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="a published name, .pt, .safetensors or .pth")
-    parser.add_argument("output", help=".pt or .safetensors (birder's), .pth (Detectron2's)")
-    parser.add_argument("--network", help="the architecture, where the file does not say it")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", help="a published name, .pt, .safetensors or .pth")
+    add("output", help=".pt or .safetensors (birder's), .pth (Detectron2's)")
+    add("--network", help="the architecture, where the file does not say it")
+    add(
         "--head-from",
         metavar="FILE",
-        help="birder's file, or a published name, whose norm, pooling and classifier a detector's "
-        "backbone gets",
+        help="birder's file, or a published name, whose norm, pooling and classifier it gets",
     )
-    parser.add_argument(
+    add(
         "--config-file",
         metavar="FILE",
         help="the config.yaml of the run that trained a detector (default: the one beside it)",
     )
-    parser.add_argument(
+    add(
         "--patch-size",
         type=int,
         metavar="PIXELS",
         help="resample the patch kernel to this size for good",
     )
-    parser.add_argument(
+    add(
         "--add-config",
         metavar="JSON",
         help="entries for the file's config, e.g. '{\"pt_grid_size\": [16, 16]}'",
     )
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    add("--force", action="store_true", help="replace a file that is there")
     args = parser.parse_args()
+    from rope_vit_det.weights.convert import convert
+    from rope_vit_det.weights.info import parse_config
+
     args.add_config = parse_config(args.add_config, "--add-config")
     print("\n".join(convert(**vars(args))))
 

@@ -3,7 +3,6 @@
 
 import argparse
 
-from rope_vit_det.demo import run_demo
 from rope_vit_det.errors import input_errors_as_one_line
 
 
@@ -11,7 +10,10 @@ from rope_vit_det.errors import input_errors_as_one_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs over the config")
-    run_demo("demo.yaml", parser.parse_args().opts)
+    args = parser.parse_args()
+    from rope_vit_det.demo import run_demo
+
+    run_demo("demo.yaml", args.opts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Exit status: 1, they do not; 2, an input is wrong.
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.export.export_model import run
 
 
 @input_errors_as_one_line()
@@ -37,7 +36,10 @@ def main() -> None:
         help="AP, of 100, that the exported model may lose (default: 0.1)")  # fmt: skip
     add("--force", action="store_true", help="replace a file that is there")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config")
-    run(**vars(parser.parse_args()))
+    args = parser.parse_args()
+    from rope_vit_det.export.export_model import run
+
+    run(**vars(args))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.high_resolution_study.report import write_report
-from projects.high_resolution_study.study import SCALES, StudyOptions, run_study
 from rope_vit_det.errors import input_errors_as_one_line
 
 
@@ -22,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         help="results; a study that was cut off goes on from what is there")  # fmt: skip
     add("--seeds", type=int, default=1, help="trainings to average over (default: 1)")
     add("--fine-tuning-iterations", type=int, default=60)
-    add("--scales", type=float, nargs="+", default=SCALES, help="of the images")
+    add("--scales", type=float, nargs="+", default=argparse.SUPPRESS, help="of the images")
     add("opts", nargs=argparse.REMAINDER, help="after --: KEY VALUE pairs over the config")
     return parser.parse_args()
 
@@ -31,6 +29,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     opts = [value for value in args.pop("opts") if value != "--"]
+    from projects.high_resolution_study.report import write_report
+    from projects.high_resolution_study.study import StudyOptions, run_study
+
     options = StudyOptions(**args)
     results = run_study("high_resolution_study.yaml", options, opts)
     print(write_report(results, options.output))

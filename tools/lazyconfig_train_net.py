@@ -5,13 +5,15 @@ A LazyConfig is Python and runs when it is loaded: give only files that you trus
 """
 
 from rope_vit_det.engine.command_line import argument_parser
-from rope_vit_det.engine.lazy import run_lazy
 from rope_vit_det.errors import input_errors_as_one_line
 
 
 @input_errors_as_one_line()
 def main() -> None:
-    run_lazy(argument_parser().parse_args())
+    args = argument_parser().parse_args()
+    from rope_vit_det.engine.lazy import run_lazy
+
+    run_lazy(args)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Exit status 2: an input is wrong, for the reason on stderr, and nothing was writ
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.prediction.predict_files import run
 
 
 @input_errors_as_one_line()
@@ -15,11 +14,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="PATH", help="a config, or a training's OUTPUT_DIR"
-    )
-    parser.add_argument("--weights", help="a checkpoint; default: the folder's best, or final")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="PATH", help="a config, or a training's OUTPUT_DIR")
+    add("--weights", help="a checkpoint; default: the folder's best, or final")
+    add(
         "--input",
         dest="inputs",
         nargs="+",
@@ -27,34 +25,31 @@ def main() -> None:
         metavar="PATH",
         help="images, folders, quoted patterns (photos/**/*.jpg), or a video",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="for a PNG an image, or the MP4")
-    parser.add_argument(
-        "--json", dest="json_file", metavar="FILE", help="for the detections, in COCO's format"
-    )
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5"
-    )
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument(
+    add("--output", metavar="FOLDER", help="for a PNG an image, or the MP4")
+    add("--json", dest="json_file", metavar="FILE", help="for the detections, in COCO's format")
+    add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5")
+    add("--classes", nargs="+", metavar="NAME", help="only these")
+    add(
         "--categories",
         metavar="JSON",
         help="a COCO file with the classes, for a checkpoint that does not hold them",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: 1)")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--tta", action="store_true", help="Detectron2's test-time augmentation")
-    parser.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
-    parser.add_argument(
+    add("--batch-size", type=int, default=1, help="images at a time (default: 1)")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--tta", action="store_true", help="Detectron2's test-time augmentation")
+    add("--bf16", action="store_true", help="mixed precision with bfloat16")
+    add(
         "--slice",
         dest="slice_side",
         type=int,
         metavar="PIXELS",
         help="cut images into slices with this side (needs sahi)",
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config"
-    )
-    run(**vars(parser.parse_args()))
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config")
+    args = parser.parse_args()
+    from rope_vit_det.prediction.predict_files import run
+
+    run(**vars(args))
 
 
 if __name__ == "__main__":

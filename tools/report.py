@@ -8,7 +8,6 @@ timings and memory. The page opens from disk, without a network, and fits a phon
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.report import write_report
 
 
 @input_errors_as_one_line()
@@ -16,9 +15,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("output_dir", help="what a training left")
-    parser.add_argument("--output", metavar="FILE", help="default: report.html in the folder")
+    add = parser.add_argument
+    add("output_dir", help="what a training left")
+    add("--output", metavar="FILE", help="default: report.html in the folder")
     args = parser.parse_args()
+    from rope_vit_det.report import write_report
+
     print(f"written: {write_report(args.output_dir, args.output)}")
 
 

@@ -8,7 +8,6 @@ python tools/visualize_results.py --input output/demo/inference/coco_instances_r
 import argparse
 
 from rope_vit_det.errors import input_errors_as_one_line
-from rope_vit_det.visualization.worst_images import run
 
 
 @input_errors_as_one_line()
@@ -16,23 +15,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--input",
         dest="results",
         required=True,
         metavar="JSON",
         help="COCO results, or what tools/predict.py --json wrote",
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the pictures")
-    parser.add_argument("--dataset", metavar="NAME", help="registered with Detectron2; or:")
-    parser.add_argument("--val-json", metavar="JSON", help="ground truth in COCO's format")
-    parser.add_argument("--val-images", metavar="FOLDER", help="its images")
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5"
-    )
-    parser.add_argument("--iou", type=float, default=0.5, help="of a match (default: 0.5)")
-    parser.add_argument("--number", type=int, default=20, help="images to draw (default: 20)")
-    run(**vars(parser.parse_args()))
+    add("--output", required=True, metavar="FOLDER", help="for the pictures")
+    add("--dataset", metavar="NAME", help="registered with Detectron2; or:")
+    add("--val-json", metavar="JSON", help="ground truth in COCO's format")
+    add("--val-images", metavar="FOLDER", help="its images")
+    add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5")
+    add("--iou", type=float, default=0.5, help="of a match (default: 0.5)")
+    add("--number", type=int, default=20, help="images to draw (default: 20)")
+    args = parser.parse_args()
+    from rope_vit_det.visualization.worst_images import run
+
+    run(**vars(args))
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ def measure_memory(
     Raises:
         InputError: an unknown network, or no such measurement on this system.
     """
-    unknown = [name for name in networks if name not in CONTESTANTS]
-    if unknown:
+    if unknown := [name for name in networks if name not in CONTESTANTS]:
         raise InputError(f"unknown network {unknown[0]!r}; known are {', '.join(CONTESTANTS)}")
     options = NetworkOptions(variant, PATCH_STRIDE, window_size)
     context = multiprocessing.get_context("spawn")

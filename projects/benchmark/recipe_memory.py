@@ -59,7 +59,12 @@ def measure_recipe(
     Returns:
         A dict each: "switches"; "held_mib", weights, gradients and averages; "step_mib", the peak
         beyond them; "process_mib", the peak of the process, interpreter and libraries included.
+
+    Raises:
+        InputError: an unknown switch.
     """
+    if unknown := [name for name in switches if name not in SWITCHES]:
+        raise InputError(f"unknown switch {unknown[0]!r}; known are {', '.join(SWITCHES)}")
     context = multiprocessing.get_context("spawn")
     results = []
     for name in switches:

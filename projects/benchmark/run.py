@@ -141,8 +141,7 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
 
 def _check(options: BenchmarkOptions) -> None:
     for key, allowed in (("networks", CONTESTANTS), ("precisions", PRECISIONS), ("modes", MODES)):
-        unknown = [value for value in getattr(options, key) if value not in allowed]
-        if unknown:
+        if unknown := [value for value in getattr(options, key) if value not in allowed]:
             raise InputError(f"{key}: unknown {unknown[0]!r}; known are {', '.join(allowed)}")
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {options.device}: this machine has no GPU; use cpu")

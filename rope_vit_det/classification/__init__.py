@@ -1,5 +1,6 @@
 """Classes and embeddings of images, without Detectron2: the model card's other two uses."""
 
+from ..utils.image_files import find_images
 from .classify import Classes, Embeddings, classify, embed
 from .output import write_classes, write_embeddings
 from .transform import classification_transform
@@ -10,6 +11,7 @@ __all__ = [
     "classification_transform",
     "classify",
     "embed",
+    "find_images",
     "write_classes",
     "write_embeddings",
 ]

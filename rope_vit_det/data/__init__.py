@@ -1,5 +1,5 @@
-"""Datasets: checks before a run, and the generated one of the demo, registered on import."""
+"""Datasets: loading, one's own and the generated one of the demo, checks before a run."""
 
 from .demo.dataset import register_demo_dataset
 
-register_demo_dataset()
+__all__ = ["register_demo_dataset"]

@@ -8,6 +8,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..errors import InputError
 from .coco_file import read_coco
+from .demo.dataset import register_where_named
 
 TRAIN, VAL = "own_train", "own_val"
 # Of what COCO's instance annotations do not hold.
@@ -22,7 +23,11 @@ def own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
 
 
 def register_own_data(cfg: CfgNode) -> None:
-    """Registers what DATASETS.OWN describes, in place of what bore the names before."""
+    """Registers what DATASETS.OWN describes, in place of what bore the names before.
+
+    The demo's dataset as well, where DATASETS.TRAIN or TEST names it.
+    """
+    register_where_named((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for name, (json_file, images) in own_datasets(cfg).items():
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)

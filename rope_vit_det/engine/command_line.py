@@ -2,30 +2,50 @@
 
 import argparse
 import logging
+import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
-
-from ..config.run_config import config_files, find_config_file
-from ..data.own import TRAIN, VAL, own_datasets, register_own_data, use_own_data
 from ..errors import InputError
 
+# Detectron2, and what needs it, is imported where it is used: --help would wait for it.
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
 logger = logging.getLogger(__name__)
+_EXAMPLES = """\
+examples:
+  %(prog)s --config-file FILE --num-gpus 8
+  %(prog)s --config-file FILE MODEL.WEIGHTS model.pth SOLVER.BASE_LR 0.001
+two machines, each with its rank:
+  %(prog)s --config-file FILE --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+  %(prog)s --config-file FILE --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT
+"""
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's `default_argument_parser`, and --overwrite.
+    """The options of Detectron2's `default_argument_parser`, and --replay and --overwrite.
 
     `args.config_file` is a list, in the order given.
+
+    Args:
+        epilog: printed below the options; None: examples.
     """
-    detectron2s = default_argument_parser(epilog)
     parser = argparse.ArgumentParser(
-        parents=[detectron2s],
-        conflict_handler="resolve",  # ours takes the place of the option of that name
-        epilog=detectron2s.epilog,
-        formatter_class=detectron2s.formatter_class,
+        epilog=epilog or _EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
+    add("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add("--num-gpus", type=int, default=1, help="of each machine (default: 1)")
+    add("--num-machines", type=int, default=1, help="in all (default: 1)")
+    add("--machine-rank", type=int, default=0, help="of this machine among them, from 0")
+    # The port is always the same for a user, so that a process left over is noticed.
+    user = os.getuid() if sys.platform != "win32" else 1
+    port = 2**15 + 2**14 + hash(user) % 2**14
+    add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="where the processes meet")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, or key=value of a LazyConfig")
     add_config_option(parser)
     parser.add_argument(
         "--replay",
@@ -65,6 +85,8 @@ def pixels(text: str) -> tuple[int, int]:
 
 def log_config_files(args: argparse.Namespace) -> None:
     """Writes the files into the log, as Detectron2's `default_setup` does with one."""
+    from ..config.run_config import config_files, find_config_file
+
     for name in config_files(args):
         path = find_config_file(name)
         logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
@@ -91,7 +113,7 @@ def add_own_data_options(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     return parser
 
 
-def add_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+def add_own_data(cfg: "CfgNode", args: argparse.Namespace) -> None:
     """Registers the data that the options, or DATASETS.OWN, name, and fits the config to it.
 
     Args:
@@ -101,6 +123,8 @@ def add_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         InputError: a path is missing, or the options do not go together.
     """
+    from ..data.own import TRAIN, VAL, own_datasets, register_own_data, use_own_data
+
     for name in _OPTIONS:
         if getattr(args, name, ""):
             cfg.DATASETS.OWN[name.upper()] = getattr(args, name)

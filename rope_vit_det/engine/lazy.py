@@ -27,6 +27,7 @@ from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
 from ..config.run_config import config_files, find_config_file
 from ..data.classes import dataset_classes
+from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
 from ..data.workers import ShieldedLoader
 from ..distributed.launch import launch, wrap_model
@@ -96,6 +97,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         raise InputError(f"command line: {str(error).splitlines()[0]}") from None
     if not torch.cuda.is_available():
         cfg.train.device = "cpu"
+    register_where_named(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
     return cfg
 
 

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
 from ..data.coco_file import read_coco, read_json
+from ..data.demo.dataset import register_where_named
 from ..errors import InputError
 from .fast import complete_annotations
 
@@ -36,6 +37,7 @@ def registered_files(name: str) -> tuple[str, str]:
     Raises:
         InputError: there is none, or it is not one in COCO's format.
     """
+    register_where_named([name])
     if name not in DatasetCatalog.list():
         raise InputError(f"no dataset is registered as {name!r}; or name its JSON and images")
     metadata = MetadataCatalog.get(name)

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..models import RoPEViT
 from ..prediction.load_detector import load_detector, read_detector_config
 from ..utils.atomic_files import check_new_file, new_file
+from ..utils.memory import bound_caches
 from .checks import check_images, compare_detections, compare_features
 from .evaluation import ExportedDetector, Run, compare_ap, run_in_detector
 from .padding import with_padding
@@ -73,6 +74,7 @@ def run(
         known = "; ".join(f"{end}: {what}" for end, what in _FORMATS.items())
         raise InputError(f"--output {output}: the suffix says what is exported ({known})")
     check_new_file(output, force=force)
+    bound_caches()
     if not os.path.isdir(config_file):
         config_file = find_config_file(config_file)
     cfg = read_detector_config(config_file, weights, opts, threshold)

@@ -3,16 +3,18 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import InputError
 from ..layers.patch_embed import PatchEmbed, resample_kernel
 from .rope_vit import RoPEViT
-from .variants import create_model
+from .variants import VARIANTS, create_model
 
 _aten = torch.ops.aten
 # By name, the first that matches.
@@ -60,6 +62,62 @@ def network_complexity(name: str, height: int, width: int, **kwargs: Any) -> dic
         model = create_model(name, **kwargs, features_only=True).eval()
         image = torch.empty(1, 3, height, width)
     return count_complexity(_Features(model), image, lambda path: network_part(path[len("net.") :]))
+
+
+def network_tables(
+    name: str, size: tuple[int, int], patch_stride: int, window_sizes: Sequence[int]
+) -> str:
+    """What a network costs for one image, as a table for each window size (0: global attention).
+
+    Args:
+        name: a key of :data:`~rope_vit_det.models.VARIANTS`.
+        size: (h, w) of the image in pixels, padded to multiples of the patch stride.
+
+    Raises:
+        InputError: for an unknown network.
+    """
+    if name not in VARIANTS:
+        raise InputError(
+            f"--network {name}: no such network; there are: {', '.join(sorted(VARIANTS))}"
+        )
+    size = padded_size(size, patch_stride)
+    tables = []
+    for window in window_sizes:
+        parts = network_complexity(name, *size, patch_stride=patch_stride, window_size=window)
+        attention = f"windows of {window}x{window} tokens" if window else "global attention"
+        title = f"{name}, {describe_size(size)}, patch stride {patch_stride}, {attention}"
+        tables.append(f"{title}\n\n{complexity_table(parts)}")
+    return "\n\n".join(tables)
+
+
+def complexity_table(parts: Mapping[str, Complexity]) -> str:
+    """The parts and their sum as a table: millions, billions (of operations: x2), millions."""
+    total = Complexity(*map(sum, zip(*parts.values(), strict=True)))
+    rows = [
+        (
+            name,
+            f"{part.parameters / 1e6:.2f}",
+            f"{part.multiply_adds / 1e9:.2f}",
+            f"{2 * part.multiply_adds / 1e9:.2f}",
+            f"{part.activations / 1e6:.1f}",
+        )
+        for name, part in (*parts.items(), ("total", total))
+        if any(part)
+    ]
+    headers = ("", "parameters (M)", "multiply-adds (G)", "operations (G)", "activations (M)")
+    return tabulate(
+        rows, headers, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 4)
+    )
+
+
+def padded_size(size: tuple[int, int], step: int) -> tuple[int, int]:
+    """(h, w), each side rounded up to a multiple of `step`."""
+    return (-(-size[0] // step) * step, -(-size[1] // step) * step)
+
+
+def describe_size(size: tuple[int, int]) -> str:
+    """The heading's words for an image of (h, w) px."""
+    return f"an image of {size[0]}x{size[1]} px"
 
 
 def network_part(path: str) -> str:

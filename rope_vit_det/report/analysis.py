@@ -1,7 +1,6 @@
 """What a detector costs, part by part."""
 
 import argparse
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -10,44 +9,33 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..engine.lazy import load_lazy_config
 from ..engine.setup import load_config
-from ..errors import InputError
-from ..models import VARIANTS, RoPEViT
-from ..models.complexity import Complexity, count_complexity, network_complexity, network_part
+from ..models import RoPEViT
+from ..models.complexity import (
+    Complexity,
+    complexity_table,
+    count_complexity,
+    describe_size,
+    network_part,
+    padded_size,
+)
 
 
 def analyze(args: argparse.Namespace) -> str:
-    """The tables that a command line asks for.
+    """The table of a config's detector.
 
     Args:
-        args: with `size` (h, w); `network`, `patch_stride` and `window_size`, a list; or without
-            `network` `config_file` and `opts`, as of
+        args: with `size` (h, w), `config_file` and `opts`, as of
             :func:`~rope_vit_det.engine.command_line.argument_parser`.
 
     Raises:
-        InputError: for an unknown network or a wrong config.
+        InputError: for a wrong config.
     """
-    if args.network is None:
-        parts, size = detector_complexity(build_detector(args), *args.size)
-        return f"{', '.join(args.config_file)}, {_pixels(size)}\n\n{complexity_table(parts)}"
-    if args.network not in VARIANTS:
-        raise InputError(
-            f"--network {args.network}: no such network; there are: {', '.join(sorted(VARIANTS))}"
-        )
-    size = _padded(args.size, args.patch_stride)
-    tables = []
-    for window in args.window_size:
-        parts = network_complexity(
-            args.network, *size, patch_stride=args.patch_stride, window_size=window
-        )
-        attention = f"windows of {window}x{window} tokens" if window else "global attention"
-        title = f"{args.network}, {_pixels(size)}, patch stride {args.patch_stride}, {attention}"
-        tables.append(f"{title}\n\n{complexity_table(parts)}")
-    return "\n\n".join(tables)
+    parts, size = detector_complexity(build_detector(args), *args.size)
+    return f"{', '.join(args.config_file)}, {describe_size(size)}\n\n{complexity_table(parts)}"
 
 
 def build_detector(args: argparse.Namespace) -> nn.Module:
@@ -83,7 +71,7 @@ def detector_complexity(
     Returns:
         The parts, and the (height, width) that the image is padded to.
     """
-    padded = _padded((height, width), max(detector.backbone.size_divisibility, 1))
+    padded = padded_size((height, width), max(detector.backbone.size_divisibility, 1))
     backbone = detector.backbone
     detector.backbone = _RandomFeatures(backbone)
     _keep_everything(detector)
@@ -97,34 +85,6 @@ def detector_complexity(
     # After the network, which lies in it.
     pyramid = {name: parts.pop(name) for name in ("pyramid",) if name in parts}
     return parts | pyramid | heads, padded
-
-
-def complexity_table(parts: Mapping[str, Complexity]) -> str:
-    """The parts and their sum as a table: millions, billions (of operations: x2), millions."""
-    total = Complexity(*map(sum, zip(*parts.values(), strict=True)))
-    rows = [
-        (
-            name,
-            f"{part.parameters / 1e6:.2f}",
-            f"{part.multiply_adds / 1e9:.2f}",
-            f"{2 * part.multiply_adds / 1e9:.2f}",
-            f"{part.activations / 1e6:.1f}",
-        )
-        for name, part in (*parts.items(), ("total", total))
-        if any(part)
-    ]
-    headers = ("", "parameters (M)", "multiply-adds (G)", "operations (G)", "activations (M)")
-    return tabulate(
-        rows, headers, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 4)
-    )
-
-
-def _padded(size: tuple[int, int], step: int) -> tuple[int, int]:
-    return (-(-size[0] // step) * step, -(-size[1] // step) * step)
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return f"an image of {size[0]}x{size[1]} px"
 
 
 class _RandomFeatures(Backbone):

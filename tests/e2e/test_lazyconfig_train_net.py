@@ -18,8 +18,6 @@ RECIPE = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_1
 CONFIG = """
 from detectron2.config import LazyConfig
 
-import rope_vit_det.data
-
 parts = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load({recipe!r}, parts)
 model.backbone.net.name = "rope_vit_reg1_t16"

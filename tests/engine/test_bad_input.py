@@ -19,6 +19,7 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from rope_vit_det.checkpoint.checkpointer import check_weights_path
+from rope_vit_det.data import register_demo_dataset
 from rope_vit_det.engine import trainer
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +144,7 @@ def test_an_evaluator_that_nobody_knows(dataset, refused):
 
 
 def test_the_demos_dataset_is_generated_by_the_demo(dataset, refused, monkeypatch, tmp_path):
+    register_demo_dataset()
     metadata = MetadataCatalog.get("rope_vit_det_demo_train")
     monkeypatch.setitem(metadata.__dict__, "json_file", str(tmp_path / "nowhere.json"))
     line = refused("DATASETS.TRAIN", "('rope_vit_det_demo_train',)")

@@ -8,7 +8,8 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
 from rope_vit_det import create_model
-from rope_vit_det.models.complexity import network_complexity
+from rope_vit_det.errors import InputError
+from rope_vit_det.models.complexity import network_complexity, network_tables
 
 B14 = "rope_vit_reg4_b14"
 DIM, MLP, DEPTH, SPECIAL = 768, 3072, 12, 5
@@ -77,3 +78,15 @@ def test_fvcore_counts_the_same(window):
     assert parts["feed-forward layers"].multiply_adds == sum(counted[f"{b}.mlp"] for b in blocks)
     activations = ActivationCountAnalysis(net, image).unsupported_ops_warnings(False)
     assert sum(part.activations for part in parts.values()) == activations.total()
+
+
+def test_windows_cost_less_and_the_table_says_what_was_counted():
+    text = network_tables("rope_vit_reg1_t16", (512, 512), 16, [0, 4])
+    first, second = (text.split("| total")[i].split("|")[2] for i in (1, 2))
+    assert float(second) < float(first)
+    assert "global attention" in text and "windows of 4x4 tokens" in text
+
+
+def test_a_network_that_does_not_exist():
+    with pytest.raises(InputError, match="rope_vit_reg4_b14"):
+        network_tables("resnet", (64, 64), 16, [0])

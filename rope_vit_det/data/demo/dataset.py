@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,23 @@ def is_demo_dataset(name: str) -> bool:
 
 
 def register_demo_dataset() -> None:
-    """Registers `rope_vit_det_demo_train` and `_val` with Detectron2, drawn already or not."""
+    """Registers `rope_vit_det_demo_train` and `_val` with Detectron2, drawn already or not.
+
+    The tools do so where a config or an option names one of them; a script of your own calls this,
+    as often as it likes.
+    """
     root = demo_dataset_root()
     for split in SPLITS:
         json_file = root / "annotations" / f"instances_{split}.json"
         name = f"{_NAME}_{split}"
         if name not in DatasetCatalog:
             register_coco_instances(name, {}, str(json_file), str(root / split))
+
+
+def register_where_named(names: Iterable[str]) -> None:
+    """Registers the demo's dataset where a name is, or is a misspelt, one of its splits."""
+    if any(name.startswith(_NAME) for name in names):
+        register_demo_dataset()
 
 
 def _read_annotations(root: Path, split: str) -> dict:

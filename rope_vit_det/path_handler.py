@@ -1,0 +1,36 @@
+"""`birder://` addresses for Detectron2's PathManager, and so for MODEL.WEIGHTS; once imported."""
+
+import os
+from typing import IO, Any
+
+from detectron2.utils.file_io import PathHandler, PathManager
+
+from .errors import InputError
+from .weights.detectron2_format import detectron2_checkpoint
+from .weights.load import PREFIX
+
+
+class BirderPathHandler(PathHandler):
+    """Gives the address of birder's weights the local path of a checkpoint converted from them."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return str(detectron2_checkpoint(path))
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        if mode not in ("r", "rb"):
+            raise InputError(f"{path} can only be read")
+        return open(self._get_local_path(path), mode, buffering)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        try:
+            return os.path.exists(self._get_local_path(path))
+        except InputError:
+            return False
+
+    _isfile = _exists
+
+
+PathManager.register_handler(BirderPathHandler())
