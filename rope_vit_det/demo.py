@@ -11,8 +11,10 @@ from tabulate import tabulate
 
 from .data.demo.dataset import demo_dataset_root, generate_demo_dataset
 from .engine.main import train
+from .engine.rehearsal import rehearse_config
 from .engine.run_folder import describe_output, move_aside
 from .engine.setup import check_config, check_settings, load_config, setup
+from .engine.trainer import Trainer
 from .evaluation.plots import plot_curves
 from .prediction import Predictor
 from .report import write_report
@@ -34,7 +36,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     Raises:
         InputError: for a wrong config.
     """
-    options = {"num_gpus": 1, "eval_only": False, "resume": False}
+    options = {"num_gpus": 1, "num_machines": 1, "eval_only": False, "resume": False}
     args = Namespace(config_file=config_file, opts=list(opts), **options)
     cfg = load_config(args)
     if cfg.MODEL.DEVICE == "cpu" and "SOLVER.AMP.ENABLED" not in opts:
@@ -45,6 +47,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     _step(1, f"a dataset of drawn objects, in {root}")
     generate_demo_dataset(root)
     check_config(cfg)
+    rehearse_config(cfg, args, Trainer)
 
     output = Path(cfg.OUTPUT_DIR)
     move_aside(cfg.OUTPUT_DIR)

@@ -15,6 +15,7 @@ from projects.benchmark.measure import resident_peak_mib
 from rope_vit_det.engine.setup import load_config
 from rope_vit_det.engine.train_step import build_train_step
 from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.errors import InputError
 from rope_vit_det.layers.cpu import slow_bf16_too
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 

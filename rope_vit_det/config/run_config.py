@@ -12,9 +12,9 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..errors import InputError, did_you_mean
 from ..weights.load import as_birder_url
-from .detectron2_keys import check_device, check_nothing_is_none
 from .keys import add_rope_vit_config
 from .merge import merge
+from .rules import check_device, check_nothing_is_none
 from .yaml_files import merge_from_yaml
 
 
@@ -100,7 +100,7 @@ def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
     merge(cfg, "command line", cfg.merge_from_list, list(opts))
     check_nothing_is_none(cfg)
     check_device(cfg)
-    if not torch.cuda.is_available():
+    if not torch.cuda.device_count():  # is_available() would keep a fork from CUDA
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
     return cfg

@@ -72,9 +72,7 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def _check_batch(args: argparse.Namespace, cfg: CfgNode) -> None:
-    processes = args.num_gpus * args.num_machines
-    if dist.is_torchelastic_launched():
-        processes = int(os.environ["WORLD_SIZE"])
+    processes = count_processes(args)
     parts = processes * cfg.SOLVER.ACCUMULATE
     images = cfg.SOLVER.IMS_PER_BATCH
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
@@ -86,6 +84,17 @@ def _check_batch(args: argparse.Namespace, cfg: CfgNode) -> None:
             f"({processes} processes, SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}, "
             f"SOLVER.REFERENCE_WORLD_SIZE {cfg.SOLVER.REFERENCE_WORLD_SIZE})"
         )
+
+
+def count_processes(args: argparse.Namespace) -> int:
+    """Those of all machines.
+
+    Args:
+        args: with `num_gpus` and `num_machines`.
+    """
+    if dist.is_torchelastic_launched():
+        return int(os.environ["WORLD_SIZE"])
+    return args.num_gpus * args.num_machines
 
 
 def starts_the_run() -> bool:

@@ -59,6 +59,11 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         action="store_true",
         help="train in an output folder that holds an earlier training, which is moved aside",
     )
+    parser.add_argument(
+        "--no-rehearsal",
+        action="store_true",
+        help="begin without building, using and scoring everything once before (docs/long_runs.md)",
+    )
     return parser
 
 

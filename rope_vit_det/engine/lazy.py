@@ -6,46 +6,71 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 import argparse
 import copy
 import logging
+import re
+import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_setup, default_writers, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigTypeError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..checkpoint.checkpoint_files import resumable_checkpoint
+from ..checkpoint.checkpointer import DetectorCheckpointer, check_weights_path
 from ..checkpoint.running_state import RunningState
+from ..config.keys import AMP_DTYPES, add_rope_vit_config
 from ..config.run_config import config_files, find_config_file
+from ..config.use import disagreement
 from ..data.classes import dataset_classes
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
 from ..data.workers import ShieldedLoader
-from ..distributed.launch import launch, wrap_model
+from ..distributed.launch import count_processes, launch, wrap_model
 from ..errors import InputError
+from ..models.variants import VARIANTS
 from ..solver.learning_rates import learning_rate_table
 from ..utils.memory import bound_caches
 from ..utils.seeding import Purpose, seed_all
+from ..weights.detector import LAZY_NAMES
+from ..weights.detectron2_format import read_info
+from ..weights.load import PREFIX, as_birder_url
 from .command_line import log_config_files, without_config_files
 from .divergence import replay
 from .hooks import Checkpoints, EventHistory
-from .lazy_checks import check_lazy_config, dataset_names
+from .rehearsal import MAX_IMAGES, Parts, rehearse
 from .resumable import ResumableTrainer
 from .run_folder import check_output, clear_output, describe_output, record_run, settle_seed
+from .setup import check_data
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
 
 _PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
+# By where the number of classes stands.
+_ARCHITECTURES = {"ROI_HEADS": "GeneralizedRCNN", "RETINANET": "RetinaNet"}
+# What messages name of a yaml config: where it stands in a LazyConfig.
+_KEYS = {
+    "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "DATASETS.TEST": "dataloader.test.dataset.names",
+    "INPUT.MASK_FORMAT": "dataloader.train.mapper.instance_mask_format",
+    "MODEL.MASK_ON": "dataloader.train.mapper.use_instance_mask",
+    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "OUTPUT_DIR": "train.output_dir",
+}
 
 
 def run_lazy(args: argparse.Namespace) -> None:
@@ -64,6 +89,8 @@ def run_lazy(args: argparse.Namespace) -> None:
         return
     check_output(cfg.train.output_dir, args)
     check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    output, device = cfg.train.output_dir, cfg.train.device
+    rehearse(partial(_parts, args), args, output=output, device=device)
     clear_output(cfg.train.output_dir, args)
     launch(_run_in_process, args, device=cfg.train.device)
 
@@ -95,10 +122,54 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         cfg = LazyConfig.apply_overrides(cfg, args.opts)
     except Exception as error:  # hydra's and OmegaConf's, which share no class
         raise InputError(f"command line: {str(error).splitlines()[0]}") from None
-    if not torch.cuda.is_available():
+    if not torch.cuda.device_count():
         cfg.train.device = "cpu"
     register_where_named(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
     return cfg
+
+
+def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks, within seconds, what would otherwise end a run later: weights and datasets.
+
+    Args:
+        eval_only: the training set is not needed.
+        resume: a checkpoint in train.output_dir takes the place of train.init_checkpoint.
+
+    Raises:
+        InputError: names the key or file, and the remedy.
+    """
+    dtype = cfg.train.amp.get("dtype", "bfloat16")
+    if dtype not in AMP_DTYPES:
+        raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
+    if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
+        raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
+    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
+        weights = cfg.train.init_checkpoint
+        try:
+            check_weights_path(weights, for_rope_vit=False)  # the load knows the model
+            if cfg.train.get("check_weights", True):
+                _check_agreement(cfg)
+        except InputError as error:
+            raise InputError(f"train.init_checkpoint {weights}: {error}") from None
+        if eval_only and not weights:
+            raise InputError("--eval-only needs train.init_checkpoint, or --resume")
+    # A split whose loader is not Detectron2's is its author's to check.
+    splits = ("test",) if eval_only else ("train", "test")
+    if all(dataset_names(cfg, split) for split in splits):
+        try:
+            check_data(_as_yaml(cfg), eval_only=eval_only, resume=resume)
+        except InputError as error:
+            raise InputError(_with_lazy_keys(str(error))) from None
+
+
+def dataset_names(cfg: DictConfig, split: str) -> tuple[str, ...]:
+    """The registered datasets of a split; none where its loader is not Detectron2's.
+
+    Args:
+        split: "train" or "test".
+    """
+    names = _select(cfg, f"dataloader.{split}.dataset.names")
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 class LazyTrainer(ResumableTrainer, TrainStep):
@@ -220,3 +291,84 @@ def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:
         return build_seeded_loader(**parts, seed=seed)
     logger.warning("dataloader.train is not Detectron2's of a list: resumed, its data starts over")
     return build(**parts)
+
+
+def _parts(args: argparse.Namespace, folder: str) -> Parts:
+    """What a rehearsal builds; the config is loaded again, since each part of it is used once."""
+    cfg = load_lazy_config(args)
+    names = dataset_names(cfg, "test")
+    cfg.train.output_dir = folder
+    for split in ("train", "test"):
+        if "num_workers" in cfg.dataloader.get(split, ()):
+            cfg.dataloader[split].num_workers = 0
+    if "total_batch_size" in cfg.dataloader.train:
+        images = cfg.dataloader.train.total_batch_size // count_processes(args)
+        cfg.dataloader.train.total_batch_size = min(MAX_IMAGES, max(1, images))
+
+    def train_step(model: nn.Module) -> LazyTrainer:
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        instantiate(cfg.lr_multiplier)
+        loader = _train_loader(cfg, max(0, cfg.train.get("seed", -1)))
+        return LazyTrainer(model, loader, optimizer, seed=0, precision=_precision(cfg))
+
+    def test_set() -> tuple[Iterable[list[dict]], DatasetEvaluator]:
+        return instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+
+    return Parts(
+        model=lambda: instantiate(cfg.model).to(cfg.train.device),
+        train_step=None if args.eval_only else train_step,
+        test_sets={name: test_set for name in names[:1]},
+    )
+
+
+def _check_agreement(cfg: DictConfig) -> None:
+    """Refuses weights of birder's that were trained with other input than the config describes."""
+    weights = as_birder_url(cfg.train.init_checkpoint)
+    settings = {key: _select(cfg, name) for key, name in LAZY_NAMES.items()}
+    if not weights.startswith(PREFIX) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
+        return
+    # Other models than Detectron2's may have their pixel statistics elsewhere.
+    stated = {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}
+    problem = disagreement(stated, read_info(weights), _as_overrides)
+    if problem:
+        raise InputError(
+            f"these weights were trained with other settings than the config has; {problem}; or "
+            "set train.check_weights=False to go on all the same"
+        )
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> str:
+    """Settings as `key=value` on the command line."""
+    pairs = (f"{LAZY_NAMES[key]}={value}".replace(", ", ",") for key, value in settings.items())
+    return shlex.join(pairs)
+
+
+def _as_yaml(cfg: DictConfig) -> CfgNode:
+    """What a yaml config of the same run would say, as far as the checks read it."""
+    view = get_cfg()
+    add_rope_vit_config(view)
+    view.OUTPUT_DIR, view.MODEL.WEIGHTS = cfg.train.output_dir, cfg.train.init_checkpoint
+    view.DATASETS.TRAIN = dataset_names(cfg, "train")
+    view.DATASETS.TEST = dataset_names(cfg, "test")
+    mapper = _select(cfg, "dataloader.train.mapper") or {}
+    view.MODEL.MASK_ON = bool(mapper.get("use_instance_mask"))
+    view.INPUT.MASK_FORMAT = mapper.get("instance_mask_format", "polygon")
+    for key, architecture in _ARCHITECTURES.items():
+        classes = _select(cfg, _KEYS[f"MODEL.{key}.NUM_CLASSES"])
+        if classes is not None:
+            view.MODEL[key].NUM_CLASSES, view.MODEL.META_ARCHITECTURE = classes, architecture
+            return view
+    view.MODEL.META_ARCHITECTURE = "unknown"
+    return view
+
+
+def _select(cfg: DictConfig, place: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, place)
+    except ConfigTypeError:
+        return None  # a list where Detectron2's configs have keys
+
+
+def _with_lazy_keys(message: str) -> str:
+    return re.sub("|".join(map(re.escape, _KEYS)), lambda key: _KEYS[key[0]], message)

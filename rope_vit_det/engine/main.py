@@ -11,8 +11,8 @@ from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..distributed.launch import check_processes, launch, starts_the_run
-from .build_errors import build_errors_as_input_errors
 from .divergence import replay
+from .rehearsal import rehearse_config
 from .run_folder import check_output, clear_output, describe_output
 from .setup import check_config, check_settings, load_config, setup
 from .train_step import training_precision
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace, *, trainer: type[Trainer] = Trainer) -> None:
         check_processes(args, cfg)
         check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
+        rehearse_config(cfg, args, trainer)
         clear_output(cfg.OUTPUT_DIR, args)
     launch(_run_in_process, args, cfg, trainer, device=cfg.MODEL.DEVICE)
 
@@ -58,8 +59,7 @@ def train(
     Returns:
         The last evaluation's results on the main process, None elsewhere.
     """
-    with build_errors_as_input_errors():
-        built = trainer(cfg)
+    built = trainer(cfg)
     built.resume_or_load(resume=resume)
     built.train()
     return getattr(built, "_last_eval_results", None)
@@ -73,8 +73,7 @@ def evaluate(
     Args:
         resume: evaluate the last checkpoint in OUTPUT_DIR instead, if there is one.
     """
-    with build_errors_as_input_errors():
-        model = trainer.build_model(cfg)
+    model = trainer.build_model(cfg)
     checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = trainer.test(cfg, model)

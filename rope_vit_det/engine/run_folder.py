@@ -1,8 +1,10 @@
 """The folder of a run: not written over unasked, and what lies in it at the end."""
 
 import argparse
+import errno
 import json
 import logging
+import os
 import secrets
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..checkpoint.checkpoint_files import LAST
 from ..data.validation.check import FAULTS_FILE
@@ -23,6 +26,8 @@ logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
 RECORD_FILE = "runs.json"
 SEED_FILE = "seed.txt"
+TRACEBACK_FILE = "rehearsal_traceback.txt"
+_NO_RUN = {FAULTS_FILE, TRACEBACK_FILE}  # what checks write
 _CONTENTS = (
     ("report.html", "the run on one page, for a browser"),
     ("model_final.pth", "the trained detector"),
@@ -37,6 +42,25 @@ _CONTENTS = (
     ("curves.png", "losses and AP over the iterations"),
     ("predictions.png", "held-out images: ground truth beside predictions"),
 )
+
+
+def check_writable(output: str) -> None:
+    """
+    Raises:
+        InputError: OUTPUT_DIR cannot be written.
+    """
+    try:
+        if "://" in output:
+            PathManager.mkdirs(output)
+        else:  # PathManager takes a file for a folder
+            os.makedirs(output, exist_ok=True)
+            if not os.access(output, os.W_OK):
+                raise PermissionError(errno.EACCES, "no permission")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"OUTPUT_DIR {output!r} cannot be written ({reason}); name another folder"
+        ) from None
 
 
 def check_output(output: str, args: argparse.Namespace) -> None:
@@ -86,7 +110,7 @@ def move_aside(output: str) -> None:
         output: becomes `output.previous`, `output.previous-2` and so on, whichever is free.
     """
     folder = Path(output).resolve()
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {FAULTS_FILE}:
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= _NO_RUN:
         return
     previous, number = folder.with_name(f"{folder.name}.previous"), 1
     while previous.exists():

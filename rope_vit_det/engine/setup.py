@@ -11,20 +11,24 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.checkpoint_files import resumable_checkpoint
 from ..checkpoint.checkpointer import check_weights_path, read_classes, weights_error
-from ..config.detectron2_keys import check_keys
-from ..config.keys import check_input_config, check_solver_config
+from ..config.keys import (
+    check_input_config,
+    check_pyramid_config,
+    check_rope_vit_config,
+    check_solver_config,
+)
+from ..config.rules import check_rules
 from ..config.run_config import config_files, find_config_file, merge_config
 from ..config.use import compared_settings, disagreement
 from ..data.own import register_own_data
 from ..data.validation.check import check_datasets, check_same_classes
 from ..errors import InputError
-from ..evaluation.evaluators import check_evaluator
+from ..pyramids import BACKBONES, check_features
 from ..utils.memory import bound_caches
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIX
-from .check_heads import check_model
 from .command_line import add_own_data, log_config_files, without_config_files
-from .run_folder import record_run, settle_seed
+from .run_folder import check_writable, record_run, settle_seed
 from .trainer import with_seed
 
 logger = logging.getLogger(__name__)
@@ -50,7 +54,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def check_settings(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Checks the values of all keys, without a look at weights or datasets.
+    """Checks the values of keys that no code would refuse, without a look at weights or datasets.
 
     Args:
         eval_only: keys of training are not read.
@@ -58,10 +62,17 @@ def check_settings(cfg: CfgNode, *, eval_only: bool = False) -> None:
     Raises:
         InputError: names the key, its value and the allowed ones.
     """
-    check_model(cfg)
-    check_keys(cfg, eval_only=eval_only)
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if backbone in BACKBONES:
+        has_pyramid = backbone != "build_rope_vit_backbone"
+        check_rope_vit_config(cfg, own_stride=not has_pyramid)
+        if has_pyramid:
+            check_pyramid_config(cfg)
+    check_features(cfg)
+    check_rules(cfg, eval_only=eval_only)
     check_input_config(cfg)
     check_solver_config(cfg)
+    check_writable(cfg.OUTPUT_DIR)
 
 
 def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -89,7 +100,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
 
 
 def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Checks the datasets, whether they can be evaluated, and their classes.
+    """Checks the datasets and their classes.
 
     Args:
         eval_only, resume: see :func:`check_config`.
@@ -97,8 +108,6 @@ def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -
     Raises:
         InputError: names the dataset or file, and the remedy.
     """
-    for name in cfg.DATASETS.TEST:
-        check_evaluator(name)
     names = check_datasets(cfg, eval_only=eval_only)
     resumed = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
     weights = resumed or (eval_only and cfg.MODEL.WEIGHTS)

@@ -87,7 +87,9 @@ KEYS = [
     _value("SOLVER.EMA.DECAY", "2.0", "allowed: "),
     _value("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "hard", "allowed: "),
     _value("INPUT.LSJ.IMAGE_SIZE", "0", "allowed: "),
-    _value("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "allowed: "),
+    _refused("DATALOADER.SAMPLER_TRAIN WeightedTrainingSampler", "on the command line",
+             _opts("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"),
+             "rehearsal, building optimizer", "TRAIN_REPEAT_FACTOR"),
     _value("INPUT.LSJ.MIN_SCALE", "5.0", "allowed: "),
 ]  # fmt: skip
 

@@ -10,8 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from stand_in import cut_down_lazy
 
-from rope_vit_det.engine.lazy import build_trainer, load_lazy_config
-from rope_vit_det.engine.lazy_checks import check_lazy_config
+from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy_config
 from rope_vit_det.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -209,9 +209,7 @@ def test_muon_is_scheduled_clipped_and_resumed_as_one_optimizer(detector_cfg, tm
     torch.save([optimizer.state_dict(), schedule.state_dict()], tmp_path / "state.pth")
     other, other_schedule = build(resumed)
     saved = torch.load(tmp_path / "state.pth")
-    for part, state in zip(
-        (other, other_schedule), torch.load(tmp_path / "state.pth"), strict=True
-    ):
+    for part, state in zip((other, other_schedule), saved, strict=True):
         part.load_state_dict(state)
     before = copy.deepcopy(model)
     _steps(model, optimizer, 2, seed=1)

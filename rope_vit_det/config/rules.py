@@ -1,0 +1,185 @@
+"""Values of Detectron2's keys that it would take without a word: a table of key and rule.
+
+What Detectron2 itself refuses, such as a name that no registry has, is left to the rehearsal of a
+run (:mod:`rope_vit_det.engine.rehearsal`); this project's own keys are checked in :mod:`.keys`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import InputError
+from ..utils.arguments import is_number, is_whole_number
+from .keys import add_rope_vit_config, check_key, get_key
+
+
+class Rule(NamedTuple):
+    """What a key may be, and how a message says so."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+_Table = tuple[tuple[Rule, str], ...]  # keys in full, with spaces between
+
+
+def whole(least: int, meaning: str = "") -> Rule:
+    text = f"a whole number of {least} or more"
+    return Rule(lambda value: is_whole_number(value, least), text + meaning)
+
+
+def number(least: float, most: float = float("inf"), *, or_least: bool = True) -> Rule:
+    """A number from `least`, or above it, to `most`."""
+    text = f"{least} or more" if or_least else f"above {least}"
+    text += "" if most == float("inf") else f", up to {most}"
+    return Rule(
+        lambda value: is_number(value) and least <= value <= most and (or_least or value > least),
+        text,
+    )
+
+
+def several(rule: Rule, least: int = 1, most: float = float("inf")) -> Rule:
+    """A list of values that follow a rule each."""
+    wanted = f"a list of {least}" if least == most else f"a list of {least} or more"
+    return Rule(
+        lambda value: (
+            isinstance(value, list | tuple)
+            and least <= len(value) <= most
+            and all(map(rule.holds, value))
+        ),
+        f"{wanted}, each: {rule.allowed}",
+    )
+
+
+_SHARE, _POSITIVE = number(0, 1), number(0, or_least=False)
+_NAMES = several(Rule(lambda value: isinstance(value, str), "the name of a registered dataset"), 0)
+_EXPECTED = Rule(
+    lambda value: len(value) == 4 and all(map(is_number, value[2:])),
+    "a list of task, metric, value and tolerance, such as ['bbox', 'AP', 38.5, 0.2]",
+)
+_RISING = Rule(
+    lambda value: several(whole(1), 0).holds(value) and list(value) == sorted(set(value)),
+    "iterations of 1 or more in rising order",
+)
+# As many channels as the stem has, or one that stands for all.
+_FORMAT = Rule(lambda value: value in ("RGB", "BGR", "HSV", "YCbCr", "L"), "'RGB', 'BGR', 'HSV'")
+_SEED = Rule(
+    lambda value: is_whole_number(value, -(2**31)) and value < 2**31,
+    "a whole number below 2147483648 (negative: a random one)",
+)
+_ALL_OR_MORE = Rule(lambda value: value == -1 or is_whole_number(value, 1), "1 or more, or -1: all")
+_ALWAYS: _Table = (
+    (_FORMAT, "INPUT.FORMAT"),
+    (several(number(float("-inf")), 3, 3), "MODEL.PIXEL_MEAN"),
+    (several(_POSITIVE, 3, 3), "MODEL.PIXEL_STD"),
+    (whole(0, " (0: images as they are)"), "INPUT.MIN_SIZE_TEST"),
+    (whole(0), "DATALOADER.NUM_WORKERS"),
+    (_NAMES, "DATASETS.TRAIN DATASETS.TEST"),
+    (_ALL_OR_MORE, "TEST.DETECTIONS_PER_IMAGE"),
+    (several(whole(1)), "TEST.AUG.MIN_SIZES"),
+    (several(_EXPECTED, 0), "TEST.EXPECTED_RESULTS"),
+    (
+        whole(1),
+        "INPUT.MAX_SIZE_TEST TEST.AUG.MAX_SIZE MODEL.ROI_HEADS.NUM_CLASSES "
+        "MODEL.RETINANET.NUM_CLASSES MODEL.RETINANET.TOPK_CANDIDATES_TEST "
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.RPN.PRE_NMS_TOPK_TEST MODEL.RPN.POST_NMS_TOPK_TEST",
+    ),
+    (
+        _SHARE,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.RPN.NMS_THRESH "
+        "MODEL.RETINANET.SCORE_THRESH_TEST MODEL.RETINANET.NMS_THRESH_TEST",
+    ),
+    (number(0, 0.999), "MODEL.ANCHOR_GENERATOR.OFFSET"),
+)
+_TRAINING: _Table = (
+    (several(whole(1)), "INPUT.MIN_SIZE_TRAIN"),
+    (_SEED, "SEED"),
+    (whole(0, " (0: at the end only)"), "TEST.EVAL_PERIOD"),
+    (whole(0), "VIS_PERIOD SOLVER.REFERENCE_WORLD_SIZE SOLVER.WARMUP_ITERS"),
+    (
+        whole(1),
+        "INPUT.MAX_SIZE_TRAIN SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD "
+        "SOLVER.NUM_DECAYS MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE MODEL.RPN.BATCH_SIZE_PER_IMAGE "
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    ),
+    (_SHARE, "MODEL.ROI_HEADS.POSITIVE_FRACTION MODEL.RPN.POSITIVE_FRACTION"),
+    (number(0), "DATALOADER.REPEAT_THRESHOLD SOLVER.WARMUP_FACTOR SOLVER.WEIGHT_DECAY"),
+    (
+        _POSITIVE,
+        "SOLVER.BASE_LR SOLVER.GAMMA SOLVER.CLIP_GRADIENTS.CLIP_VALUE "
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+    ),
+    (_RISING, "SOLVER.STEPS"),
+)
+# Detectron2's SGD reads them; the groups of parameters here say the same for every optimizer.
+_NOT_READ = ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM")
+
+
+def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Checks Detectron2's keys against the table.
+
+    Args:
+        eval_only: keys of training are not read.
+
+    Raises:
+        InputError: names the key, its value and the allowed ones.
+    """
+    solver, defaults = cfg.SOLVER, get_cfg().SOLVER
+    last = (number(0, solver.BASE_LR), "SOLVER.BASE_LR_END")
+    cosine = (last,) if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" else ()
+    for rule, keys in _ALWAYS if eval_only else (*_ALWAYS, *_TRAINING, *cosine):
+        for key in keys.split():
+            if get_key(cfg, key.rpartition(".")[0] or "SOLVER").get("ENABLED", True):
+                check_key(cfg, key, rule.holds(get_key(cfg, key)), rule.allowed)
+    if eval_only:
+        return
+    for key in _NOT_READ:
+        # No weight decay of biases is what there is anyway.
+        if solver[key] != defaults[key] and (key, solver[key]) != ("WEIGHT_DECAY_BIAS", 0):
+            raise InputError(
+                f"SOLVER.{key} is {solver[key]!r}, which the optimizers here do not read: leave it "
+                f"at {defaults[key]!r} (norms and biases have no weight decay; SOLVER.LAYER_DECAY "
+                "sets the rates of the layers)"
+            )
+
+
+def check_nothing_is_none(cfg: CfgNode) -> None:
+    """Refuses None where Detectron2 takes it at first, and fails on it later.
+
+    Raises:
+        InputError: names the key, and the type that it takes.
+    """
+    defaults = get_cfg()
+    add_rope_vit_config(defaults)
+    for key, default in leaves(defaults):
+        if get_key(cfg, key) is None and default is not None:
+            kind = type(default).__name__
+            raise InputError(f"{key} is None; allowed: type {kind}, such as {default!r}")
+
+
+def leaves(cfg: CfgNode, path: str = "") -> list[tuple[str, Any]]:
+    """All keys in full, with their values."""
+    found = []
+    for key, value in cfg.items():
+        inner = isinstance(value, CfgNode)
+        found += leaves(value, f"{path}{key}.") if inner else [(path + key, value)]
+    return found
+
+
+def check_device(cfg: CfgNode) -> None:
+    """
+    Raises:
+        InputError: MODEL.DEVICE is none, or one that this machine lacks.
+    """
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    known = device is not None and device.type in ("cuda", "cpu")
+    check_key(cfg, "MODEL.DEVICE", known, "'cuda' (this falls to the CPU without a GPU) or 'cpu'")
+    gpus = torch.cuda.device_count()
+    if gpus and device.index is not None and device.index >= gpus:
+        raise InputError(f"MODEL.DEVICE is {name!r}; this machine has {gpus} GPUs")
