@@ -2,7 +2,8 @@
 """Trains a classifier on the network in plain PyTorch: plain_pytorch.py NAME_OR_PATH STEPS
 
 NAME_OR_PATH is that of published weights or a file, or of an architecture, for random weights.
-Needs rope_vit_det, not Detectron2. Put images of your own, normalised as `info` says, in place of noise.
+Needs rope_vit_det, not Detectron2. Put images of your own, normalised as `info` says, in place of
+noise.
 """
 
 import sys

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rope_vit_det.errors import InputError
-from rope_vit_det.layers.cpu import by_parts
+from rope_vit_det.layers.cpu import linear_by_parts
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
 _CLEAR_PEAK = "5"  # Linux's proc(5): resets VmHWM, the peak of the resident memory
@@ -64,7 +64,7 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
     @torch.inference_mode()
     def call() -> None:
         for layer in layers:
-            by_parts(layer, inputs[layer.in_features])
+            linear_by_parts(layer, inputs[layer.in_features])
 
     return call, 2 * tokens * sum(layer.weight.numel() for layer in layers)
 

@@ -113,8 +113,6 @@ _TRAINING: _Table = (
     ),
     (_RISING, "SOLVER.STEPS"),
 )
-# Detectron2's SGD reads them; the groups of parameters here say the same for every optimizer.
-_NOT_READ = ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM")
 
 
 def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
@@ -135,14 +133,6 @@ def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
                 check_key(cfg, key, rule.holds(get_key(cfg, key)), rule.allowed)
     if eval_only:
         return
-    for key in _NOT_READ:
-        # No weight decay of biases is what there is anyway.
-        if solver[key] != defaults[key] and (key, solver[key]) != ("WEIGHT_DECAY_BIAS", 0):
-            raise InputError(
-                f"SOLVER.{key} is {solver[key]!r}, which the optimizers here do not read: leave it "
-                f"at {defaults[key]!r} (norms and biases have no weight decay; SOLVER.LAYER_DECAY "
-                "sets the rates of the layers)"
-            )
 
 
 def check_nothing_is_none(cfg: CfgNode) -> None:

@@ -1,6 +1,11 @@
-"""Matrix products and attention on x86 CPUs, where PyTorch's defaults leave speed on the table.
+"""All that exists only to be fast on CPUs, behind one door of an encoder block.
 
-Measured with torch 2.15 (docs/high_resolution.md) on two cores of an AMD EPYC (family 26, AVX-512):
+The block asks :func:`takes`, and :func:`block_forward` then gives what its plain forward pass would
+give. A block with a hook in it, or with a part that is not its own any more, takes the plain one:
+here parts are not called, or for some of the tokens at a time.
+
+PyTorch's defaults leave speed on the table on x86 CPUs. Measured with torch 2.15
+(docs/high_resolution.md) on two cores of an AMD EPYC (family 26, AVX-512):
 
 * float32 products go to MKL, which takes its AVX2 path on CPUs that are not Intel's: 200 GFLOP/s,
   where oneDNN, which PyTorch carries as well, makes 320 to 470 of the same product.
@@ -19,16 +24,24 @@ without AVX-512 (family 25). There the network does not follow autocast to bf16
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torchvision.ops import StochasticDepth
 
+from ..utils.torch_private import are_watched, has_onednn_linear, onednn_linear
+from . import attention
+from .attention import RotaryAttention, attend_windows, attend_within
 from .graphs import is_building_graph
+from .mlp import FeedForward, LayerScale, SwiGLU
+from .rope import apply_rotary
+from .windows import WindowGroup, num_tokens, window_parts
 
 # Queries whose scores are held at once: (512, 4101) stays within the last cache.
 _CHUNK = 512
@@ -37,13 +50,18 @@ _MIN_ROWS = 64
 # Most tokens of a part: their 3072 hidden channels stay in the cache, and below the 32 MiB from
 # which on glibc takes every tensor's memory anew from the system.
 _PART_TOKENS = 1200
+# Where these kernels serve, plain bf16 products over all heads at once are the fastest up to some
+# number of keys: 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
+_MAX_PLAIN_KEYS = 1024
+# What the parts of a block may be.
+_LAYERS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.Identity, StochasticDepth, LayerScale)
 
 
 def _supported(*capabilities: str) -> bool:
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() in capabilities
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and has_onednn_linear()
     )
 
 
@@ -70,15 +88,6 @@ def _has_slow_bf16(cpuinfo: str) -> bool:
 _ENABLED = _supported("AVX512") and not _is_intels(_cpuinfo())
 _ENABLED_IN_INFERENCE = _supported("AVX2", "AVX512") and not _is_intels(_cpuinfo())
 _SLOW_BF16 = _has_slow_bf16(_cpuinfo())
-
-
-def usable(x: Tensor) -> bool:
-    """Whether :func:`attend_by_heads` serves a tensor; not while a graph is made of the call."""
-    return _ENABLED and x.dtype in (torch.float32, torch.bfloat16) and _is_eager_on_cpu(x)
-
-
-def _is_eager_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not is_building_graph()
 
 
 def is_slow_at_bf16(device: torch.device | str) -> bool:
@@ -110,29 +119,173 @@ def slow_bf16_too() -> Iterator[None]:
         _SLOW_BF16 = before
 
 
-class Linear(nn.Linear):
-    """A :class:`torch.nn.Linear`, by oneDNN in float32 where that is faster than MKL."""
+class Block(Protocol):
+    """What is read here of an :class:`~rope_vit_det.models.encoder.EncoderBlock`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        grad = torch.is_grad_enabled()
-        if (
-            not (_ENABLED if grad else _ENABLED_IN_INFERENCE)
-            or not _is_eager_on_cpu(x)  # first: on the meta device, asking for autocast raises
-            or x.dtype != torch.float32
-            or self.weight.dtype != torch.float32
-            or x.numel() < _MIN_ROWS * x.shape[-1]
-            or torch.is_autocast_enabled(x.device.type)
-        ):
-            return super().forward(x)
-        product = _Linear.apply if grad else _product
-        return product(x, self.weight, self.bias)
+    training: bool
+    norm1: nn.LayerNorm | nn.RMSNorm
+    attn: RotaryAttention
+    layer_scale_1: nn.Module
+    norm2: nn.LayerNorm | nn.RMSNorm
+    mlp: nn.Module
+    layer_scale_2: nn.Module
+    drop_path: nn.Module
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+def takes(block: Block, x: Tensor) -> bool:
+    """Whether :func:`block_forward` serves a block for these tokens (B, N, C).
+
+    Not while a graph is made, nor where someone looks into the block or has changed it.
+    """
+    if is_building_graph() or x.device.type != "cpu" or not (_ENABLED or _is_inference(block)):
+        return False
+    if type(block.attn) is not RotaryAttention or type(block.mlp) not in (FeedForward, SwiGLU):
+        return False
+    block_itself, *parts = block.modules()
+    own = {block.attn, block.mlp}
+    return not are_watched((block_itself, *parts)) and all(
+        type(part) in _LAYERS or part in own for part in parts
+    )
+
+
+def block_forward(
+    block: Block, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None
+) -> Tensor:
+    """The forward pass of a block that :func:`takes` these tokens, with its arguments."""
+    # What a linear layer puts out then stays in the cache until it has been used: 137 ms instead of
+    # 154 for the feed-forward layer of 4101 tokens (two cores of an Intel Xeon, model 207).
+    parts = _num_parts(x) if _is_inference(block) else 1
+    if parts > 1 and windows is not None:
+        return _windows_by_parts(block, x, rope, windows, parts)
+    xs, ropes = x.chunk(parts, dim=1), rope.chunk(parts, dim=1)
+    found = [_project(block, *part) for part in zip(xs, ropes, strict=True)]
+    q, k, v = (_cat(tensors) for tensors in zip(*found, strict=True))
+    if windows is None:
+        attended = attend(q, k, v)
+    else:
+        attended = attend_windows(q, k, v, block.attn.num_special_tokens, windows, attend)
+    pairs = zip(xs, attended.chunk(parts, dim=1), strict=True)
+    return _cat([_finish(block, *pair) for pair in pairs])
+
+
+def _num_parts(x: Tensor) -> int:
+    return math.ceil(x.shape[:-1].numel() / _PART_TOKENS)
+
+
+def linear_by_parts(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer of (B, N, C) alone, as the blocks run it in inference: to measure it."""
+    return _cat([linear(layer, part) for part in x.chunk(_num_parts(x), dim=1)])
+
+
+def _cat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Parts of the tokens (B, N, …) together; a copy only where there are several."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _is_inference(block: Block) -> bool:
+    return not (block.training or torch.is_grad_enabled())
+
+
+def _windows_by_parts(
+    block: Block, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup], parts: int
+) -> Tensor:
+    """The whole block for some windows after the others, which then stay in the cache.
+
+    Windows meet in the special tokens alone. Those go through the block with the first windows,
+    which wait before the end until the special tokens have attended to all the others.
+    """
+    special_tokens, out = block.attn.num_special_tokens, torch.empty_like(x)
+    first, *others = window_parts(windows, parts)
+
+    rows = slice(0, special_tokens + num_tokens(first))
+    q, k, v = _project(block, x[:, rows], rope[:, rows])
+    sizes = [special_tokens, num_tokens(first)]
+    (q_special, *special), patches = zip(*(t.split(sizes, 1) for t in (q, k, v)), strict=True)
+    seen = RunningAttention(q_special)
+    seen.add(k, v)
+    found_first, rows_first = attend_within(*patches, *special, first, attend), rows
+
+    for part in others:
+        rows = slice(rows.stop, rows.stop + num_tokens(part))
+        q, k, v = _project(block, x[:, rows], rope[:, rows])
+        seen.add(k, v)
+        found = attend_within(q, k, v, *special, part, attend)
+        out[:, rows] = _finish(block, x[:, rows], found)
+
+    found = torch.cat((seen.result(), found_first), dim=1)
+    out[:, rows_first] = _finish(block, x[:, rows_first], found)
+    return out
+
+
+def _project(block: Block, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values: each (B, N, H, D), of any tokens (B, N, C)."""
+    attn = block.attn
+    qkv = linear(attn.qkv, _normed(block.norm1, x)).unflatten(-1, (3, attn.num_heads, -1))
+    if torch.is_grad_enabled():
+        q, k = apply_rotary(qkv[:, :, :2], rope, attn.rotation).unbind(2)
+        return q, k, qkv[:, :, 2].contiguous()
+    apply_rotary(qkv[:, :, :2], rope, attn.rotation, in_place=True)
+    return qkv.unbind(2)
+
+
+def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
+    out: Tensor = norm(x.to(norm.weight.dtype))
+    return out
+
+
+def _finish(block: Block, x: Tensor, attended: Tensor) -> Tensor:
+    """What follows the attention, which looks at every token by itself."""
+    attended = linear(block.attn.proj, block.attn.norm(attended.flatten(2)))
+    x = x + block.drop_path(block.layer_scale_1(attended))
+    y = _feed_forward(block.mlp, _normed(block.norm2, x))
+    return x + block.drop_path(block.layer_scale_2(y))
+
+
+def _feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(mlp, SwiGLU):
+        gated = F.silu(linear(mlp.fc1_g, x)) * linear(mlp.fc1_x, x)
+        return linear(mlp.fc2, mlp.norm(gated))
+    for layer in mlp.children():
+        x = linear(layer, x)
+    return x
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """:func:`~rope_vit_det.layers.attention.attend` by the fastest kernel."""
+    if not _ENABLED or q.dtype not in (torch.float32, torch.bfloat16):
+        return attention.attend(q, k, v)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if k.shape[2] > _MAX_PLAIN_KEYS:
+        return attend_by_heads(q, k, v).transpose(1, 2)
+    if q.dtype == torch.bfloat16:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        return (scores.softmax(-1) @ v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``; of a float32 linear layer by oneDNN where that is faster than MKL."""
+    grad = torch.is_grad_enabled()
+    if (
+        type(layer) is not nn.Linear
+        or not (_ENABLED if grad else _ENABLED_IN_INFERENCE)
+        or x.dtype != torch.float32
+        or layer.weight.dtype != torch.float32
+        or x.numel() < _MIN_ROWS * x.shape[-1]
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return layer(x)
+    product = _Linear.apply if grad else onednn_linear
+    return product(x, layer.weight, layer.bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -141,40 +294,16 @@ class _Linear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         return (
-            _product(grad, weight.t(), None) if need_x else None,
-            _product(rows.t(), x.flatten(0, -2).t(), None) if need_weight else None,
+            onednn_linear(grad, weight.t(), None) if need_x else None,
+            onednn_linear(rows.t(), x.flatten(0, -2).t(), None) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias`` by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def num_parts(x: Tensor) -> int:
-    """How many parts of the tokens of (B, N, C) inference on the CPU takes one after the other.
-
-    What a linear layer puts out then stays in the cache until it has been used: 137 ms instead of
-    154 for the feed-forward layer of 4101 tokens (two cores of an Intel Xeon, model 207).
-    """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or is_building_graph():
-        return 1
-    return math.ceil(x.shape[:-1].numel() / _PART_TOKENS)
-
-
-def by_parts(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``layer(x)`` of a layer that looks at every token of (B, N, C) by itself."""
-    parts = num_parts(x)
-    if parts == 1:
-        return layer(x)
-    return torch.cat([layer(part) for part in x.chunk(parts, dim=1)], dim=1)
 
 
 def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` of two matrices."""
     if a.dtype == torch.float32:
-        return _product(a, b, None)
+        return onednn_linear(a, b, None)
     return a @ b.t()
 
 

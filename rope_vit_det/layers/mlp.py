@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu import Linear, by_parts
-
 
 class FeedForward(nn.Sequential):
     """Linear, GELU, linear: (..., dim) to (..., dim)."""
@@ -13,12 +11,9 @@ class FeedForward(nn.Sequential):
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         # The places, and so the names in a checkpoint, are those of torchvision's MLP.
-        self.add_module("0", Linear(dim, hidden_dim))
+        self.add_module("0", nn.Linear(dim, hidden_dim))
         self.add_module("1", nn.GELU())
-        self.add_module("3", Linear(hidden_dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return by_parts(super().forward, x)
+        self.add_module("3", nn.Linear(hidden_dim, dim))
 
 
 class SwiGLU(nn.Module):
@@ -30,18 +25,15 @@ class SwiGLU(nn.Module):
             norm: over ``hidden_dim`` channels, before the last linear layer (EVA-02, section 2.1).
         """
         super().__init__()
-        self.fc1_g = Linear(dim, hidden_dim)
-        self.fc1_x = Linear(dim, hidden_dim)
+        self.fc1_g = nn.Linear(dim, hidden_dim)
+        self.fc1_x = nn.Linear(dim, hidden_dim)
         self.norm = nn.Identity() if norm is None else norm
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         # Gates start open, as in timm's SwiGLU.
         nn.init.normal_(self.fc1_g.weight, std=1e-6)
         nn.init.ones_(self.fc1_g.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_parts(self._forward, x)
-
-    def _forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.norm(F.silu(self.fc1_g(x)) * self.fc1_x(x)))
 
 

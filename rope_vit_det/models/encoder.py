@@ -3,15 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from ..layers.attention import RotaryAttention, attend_within
-from ..layers.cpu import RunningAttention, num_parts
+from ..layers import cpu
+from ..layers.attention import RotaryAttention
 from ..layers.mlp import FeedForward, LayerScale, SwiGLU
 from ..layers.rope import Rotation
-from ..layers.windows import WindowGroup, num_tokens, window_parts
+from ..layers.windows import WindowGroup
 
 
 class Encoder(nn.Module):
@@ -33,13 +32,29 @@ class EncoderBlock(nn.Module):
         mlp_dim: int,
         *,
         num_special_tokens: int,
-        norm: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.LayerNorm | nn.RMSNorm],
         mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"],
         attn_norm: bool,
         layer_scale_init_value: float | None,
         drop_path: float,
         rotation: Rotation,
     ) -> None:
+        """
+        Args:
+            dim: channels of a token.
+            num_heads: of the attention; ``dim`` is a multiple of it.
+            mlp_dim: hidden channels of the feed-forward layer.
+            num_special_tokens: leading tokens, which are global also where attention is windowed.
+            norm: makes the norm of that many channels.
+            mlp_layer: linear, GELU, linear; or gated, with a norm before its last linear layer or
+                without.
+            attn_norm: normalises the attention output before its projection.
+            layer_scale_init_value: of the learned scale per channel that ends either branch; None:
+                there is none.
+            drop_path: share of the samples that skip a branch in training.
+            rotation: which channels of queries and keys are turned together; see
+                :class:`~rope_vit_det.layers.rope.RotaryEmbedding2D`.
+        """
         super().__init__()
 
         def layer_scale() -> nn.Module:
@@ -57,12 +72,13 @@ class EncoderBlock(nn.Module):
         )
         self.layer_scale_1 = layer_scale()
         self.norm2 = norm(dim)
+        self.mlp: nn.Module
         if mlp_layer == "FeedForward":
             self.mlp = FeedForward(dim, mlp_dim)
         else:
             self.mlp = SwiGLU(dim, mlp_dim, norm=norm(mlp_dim) if mlp_layer != "SwiGLU" else None)
         self.layer_scale_2 = layer_scale()
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path: nn.Module = StochasticDepth(drop_path, mode="row")
 
     def forward(
         self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
@@ -71,43 +87,9 @@ class EncoderBlock(nn.Module):
 
         ``x`` may be more precise than the weights, and then stays so.
         """
-        if windows is not None and not self.training and num_parts(x) > 1:
-            return self._windows_by_parts(x, rope, windows)
-        return self._finish(x, self.attn(self._normed(x), rope, windows))
-
-    def _normed(self, x: Tensor) -> Tensor:
-        return self.norm1(x.to(self.norm1.weight.dtype))
-
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention, which looks at every token by itself."""
-        x = x + self.drop_path(self.layer_scale_1(attended))
+        if cpu.takes(self, x):
+            return cpu.block_forward(self, x, rope, windows)
+        y = self.attn(self.norm1(x.to(self.norm1.weight.dtype)), rope, windows)
+        x = x + self.drop_path(self.layer_scale_1(y))
         y = self.mlp(self.norm2(x.to(self.norm2.weight.dtype)))
         return x + self.drop_path(self.layer_scale_2(y))
-
-    def _windows_by_parts(self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup]) -> Tensor:
-        """The whole block for some windows after the others, which then stay in the cache.
-
-        Windows meet in the special tokens alone. Those go through the block with the first windows,
-        which wait before the end until the special tokens have attended to all the others.
-        """
-        attn, out = self.attn, torch.empty_like(x)
-        first, *others = window_parts(windows, num_parts(x))
-
-        rows = slice(0, attn.num_special_tokens + num_tokens(first))
-        q, k, v = attn.project(self._normed(x[:, rows]), rope[:, rows])
-        sizes = [attn.num_special_tokens, num_tokens(first)]
-        (q_special, *special), patches = zip(*(t.split(sizes, 1) for t in (q, k, v)), strict=True)
-        seen = RunningAttention(q_special)
-        seen.add(k, v)
-        found_first, rows_first = attend_within(*patches, *special, first), rows
-
-        for part in others:
-            rows = slice(rows.stop, rows.stop + num_tokens(part))
-            q, k, v = attn.project(self._normed(x[:, rows]), rope[:, rows])
-            seen.add(k, v)
-            found = attend_within(q, k, v, *special, part)
-            out[:, rows] = self._finish(x[:, rows], attn.combine(found))
-
-        found = torch.cat((seen.result(), found_first), dim=1)
-        out[:, rows_first] = self._finish(x[:, rows_first], attn.combine(found))
-        return out

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from helpers import relative_difference
 
 from rope_vit_det.layers import cpu as cpu_kernels
-from rope_vit_det.layers.attention import RotaryAttention, attend
-from rope_vit_det.layers.mlp import FeedForward, SwiGLU
+from rope_vit_det.layers.cpu import attend
+from rope_vit_det.layers.windows import WindowGroup
+from rope_vit_det.models.encoder import EncoderBlock
 
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (None, 2e-2)}
 
@@ -55,46 +56,115 @@ def test_attention_equals_the_naive_one(queries, keys, dtype):
 @pytest.mark.parametrize("rows", [3, 200])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_layer_equals_torchs(rows, bias):
-    layer = cpu_kernels.Linear(96, 160, bias=bias)
+    layer = torch.nn.Linear(96, 160, bias=bias)
     x = torch.randn(2, rows, 96, requires_grad=True)
     weight = torch.randn(2, rows, 160)
     parameters = [x, *layer.parameters()]
     expected = F.linear(x, layer.weight, layer.bias)
-    found = layer(x)
+    found = cpu_kernels.linear(layer, x)
     assert relative_difference(found, expected) < 1e-5
     grads = torch.autograd.grad((expected * weight).sum(), parameters)
     for a, b in zip(torch.autograd.grad((found * weight).sum(), parameters), grads, strict=True):
         assert relative_difference(a, b) < 1e-5
     with torch.inference_mode():
-        assert relative_difference(layer(x), expected) < 1e-5
+        assert relative_difference(cpu_kernels.linear(layer, x), expected) < 1e-5
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+        assert cpu_kernels.linear(layer, x).dtype == torch.bfloat16
 
 
-LAYERS = {
-    "feed-forward": lambda: FeedForward(32, 80),
-    "SwiGLU": lambda: SwiGLU(32, 80),
-    "attention": lambda: RotaryAttention(32, 4, num_special_tokens=1),
-    "attention, interleaved": lambda: RotaryAttention(
-        32, 4, num_special_tokens=1, rotation="interleaved"
-    ),
+BLOCKS = {
+    "plain": {},
+    "SwiGLU": {"mlp_layer": "NormSwiGLU", "attn_norm": True, "rotation": "interleaved"},
+    "RMSNorm": {"norm": torch.nn.RMSNorm, "layer_scale_init_value": 0.5},
 }
+PARTS = ["", "norm1", "attn", "attn.qkv", "attn.proj", "layer_scale_1", "norm2", "mlp", "drop_path"]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("shape", [(1, 2500), (3, 1024), (1, 1201), (1300, 2)])
-def test_parts_of_the_tokens_give_what_all_give_at_once(name, shape):
-    layer, x = LAYERS[name](), torch.randn(*shape, 32)
-    others = [torch.randn(2, shape[1], 8)] if isinstance(layer, RotaryAttention) else []
-    expected = layer(x, *others)  # for a backward pass, and so at once
-    parts = []
-    first = next(layer.children())
-    first.register_forward_hook(lambda module, inputs, out: parts.append(inputs[0].shape[1]))
+def make_block(name="plain"):
+    arguments = {
+        "num_special_tokens": 1,
+        "norm": torch.nn.LayerNorm,
+        "mlp_layer": "FeedForward",
+        "attn_norm": False,
+        "layer_scale_init_value": None,
+        "drop_path": 0.0,
+        "rotation": "halves",
+    }
+    return EncoderBlock(32, 4, 80, **arguments | BLOCKS[name]).eval()
+
+
+def tokens(windowed=True, tokens=2500, batch=1):
+    windows = [WindowGroup(0, tokens - 1, 1)] if windowed else None
+    return torch.randn(batch, tokens, 32), torch.randn(2, tokens, 8), windows
+
+
+def watch(module):
+    """Shapes that hooks before and after its calls see; a hook ends the way by parts."""
+    seen = []
+    module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    module.register_forward_hook(lambda _, args, out: seen.append(out.shape))
+    return seen
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("windowed", [True, False])
+@pytest.mark.parametrize(("batch", "length"), [(1, 2500), (3, 1024), (1, 300), (1300, 2)])
+def test_a_block_gives_what_its_plain_forward_gives(name, windowed, batch, length):
+    block, args = make_block(name), tokens(windowed, length, batch)
     with torch.no_grad():
-        found = layer(x, *others)
-    assert len(parts) > 1 and sum(parts) == shape[1]
-    assert max(parts) - min(parts) < len(parts)
-    assert relative_difference(found, expected) < 1e-6
+        assert cpu_kernels.takes(block, args[0])
+        found = block(*args)
+        watch(block)
+        assert not cpu_kernels.takes(block, args[0])
+        assert relative_difference(found, block(*args)) < 1e-5
+
+
+@pytest.mark.parametrize("part", [*PARTS, "mlp.0", "mlp.1", "mlp.3"])
+@pytest.mark.parametrize("windowed", [True, False])
+def test_hooks_fire_once_with_all_tokens(part, windowed):
+    block, args = make_block(), tokens(windowed)
+    with torch.no_grad():
+        expected = block(*args)
+        seen = watch(block.get_submodule(part))
+        found = block(*args)
+    assert relative_difference(found, expected) < 1e-5
+    if part == "drop_path":  # ends both branches
+        seen = seen[:2] if seen[:2] == seen[2:] else []
+    assert len(seen) == 2 and all(shape[:2] == (1, 2500) for shape in seen)
+
+
+def test_global_hooks_see_every_part_once():
+    block, args, seen = make_block(), tokens(), []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, out: seen.append(module)
+    )
+    try:
+        with torch.no_grad():
+            block(*args)
+    finally:
+        handle.remove()
+    once = [module for module in block.modules() if module is not block.drop_path]
+    assert sorted(map(id, once)) == sorted(id(m) for m in seen if m is not block.drop_path)
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("part", ["attn.qkv", "attn.proj", "mlp.0", "mlp.3"])
+def test_a_part_that_was_replaced_is_called(part):
+    block, args = make_block(), tokens()
+    old = block.get_submodule(part)
+    new = Doubled(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+    block.set_submodule(part, new)
+    with torch.no_grad():
+        found = block(*args)
+        old.weight *= 2
+        old.bias *= 2
+        block.set_submodule(part, old)
+        assert relative_difference(found, block(*args)) < 1e-5
 
 
 XEON, EPYC = (

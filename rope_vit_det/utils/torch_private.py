@@ -1,0 +1,33 @@
+"""What this package uses of torch that torch does not document, in one place.
+
+A new version may take each of these away; `tests/utils/test_torch_private.py` then says which.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+
+def has_onednn_linear() -> bool:
+    """Whether this build of torch has :func:`onednn_linear`."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` on the CPU, by oneDNN instead of MKL."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+def are_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether a hook, global ones included, or a patched `forward` would notice their calls."""
+    return bool(_module._has_any_global_hook()) or any(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in vars(module)
+        for module in modules
+    )
