@@ -124,15 +124,13 @@ def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
     Raises:
         InputError: names the key, its value and the allowed ones.
     """
-    solver, defaults = cfg.SOLVER, get_cfg().SOLVER
+    solver = cfg.SOLVER
     last = (number(0, solver.BASE_LR), "SOLVER.BASE_LR_END")
     cosine = (last,) if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" else ()
     for rule, keys in _ALWAYS if eval_only else (*_ALWAYS, *_TRAINING, *cosine):
         for key in keys.split():
             if get_key(cfg, key.rpartition(".")[0] or "SOLVER").get("ENABLED", True):
                 check_key(cfg, key, rule.holds(get_key(cfg, key)), rule.allowed)
-    if eval_only:
-        return
 
 
 def check_nothing_is_none(cfg: CfgNode) -> None:
