@@ -1,6 +1,7 @@
 """Which pyramid the heads of a config need."""
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from .errors import InputError
 
@@ -11,6 +12,7 @@ PYRAMIDS = {
 }
 # All that are registered.
 BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
+_KNOWN_PACKAGES = ("detectron2", "fvcore", "rope_vit_det", "torch", "torchvision")
 _RPN = "MODEL.RPN.IN_FEATURES"
 _ROI_HEADS = "MODEL.ROI_HEADS.IN_FEATURES"
 _SEM_SEG = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
@@ -68,6 +70,35 @@ def check_features(cfg: CfgNode) -> None:
             raise InputError(
                 f"{key} is {levels!r}; allowed: neighbours in the order {', '.join(features)}"
             )
+
+
+def uses_all_parameters(model: nn.Module) -> bool | None:
+    """Whether every trainable parameter of a built detector has part in its losses.
+
+    Detectron2's heads use all of theirs; what they may leave out is a level of the pyramid, as the
+    demo's R-CNN does with p7. Which levels they read, they say.
+
+    Returns:
+        None where that is not known: parts of the model are neither Detectron2's nor ours, or its
+        heads say nothing.
+    """
+    for module in model.modules():
+        if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES:
+            return None
+    heads = (model, *model.children())
+    named = [v for head in heads for k, v in vars(head).items() if k.endswith("in_features")]
+    read = {level for levels in named if isinstance(levels, list | tuple) for level in levels}
+    backbone = getattr(model, "backbone", None)
+    if not read or backbone is None:
+        return None
+    for level in set(backbone.output_shape()) - read:
+        # A pyramid's level is a stage's, or the top block's; of other backbones, all is in doubt.
+        stage = getattr(backbone, "top_block", backbone)
+        for prefix in ("simfp_", "fpn_output"):
+            stage = getattr(backbone, prefix + level[1:], stage)
+        if any(parameter.requires_grad for parameter in stage.parameters()):
+            return False
+    return True
 
 
 class FeatureShapes(dict):

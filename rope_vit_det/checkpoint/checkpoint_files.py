@@ -1,10 +1,11 @@
 """Checkpoints as files: written whole or not at all, found again, pruned."""
 
+import contextlib
 import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..utils.atomic_files import new_file
 from ..weights.safe import load_torch_file, not_plain
 
 LAST = "last_checkpoint"
-_FINAL = "model_final.pth"
+FINAL = "model_final.pth"
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 
 logger = logging.getLogger(__name__)
@@ -72,50 +73,68 @@ def prune_checkpoints(folder: str | os.PathLike, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def resumable_checkpoint(folder: str | os.PathLike) -> str | None:
+def last_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint that a folder names as its last, there or not; None where it names none."""
+    tag = Path(folder, LAST)
+    return tag.with_name(tag.read_text().strip() or FINAL) if tag.is_file() else None
+
+
+def read_last_checkpoint(folder: str | os.PathLike) -> tuple[str, Mapping[str, Any]] | None:
     """The checkpoint that a run resumes from: the one of `last_checkpoint` if it is whole.
 
-    Otherwise its fault is logged and the newest whole one is taken. Reads the whole file.
+    Otherwise its fault is logged and the newest whole one is taken.
 
     Returns:
-        Its path; None where the folder has no `last_checkpoint`.
+        Its path and what it holds; None where the folder has no `last_checkpoint`.
 
     Raises:
         InputError: there are checkpoints, and none is whole.
     """
     faults = []
     for path in _candidates(folder):
-        fault = fault_of_checkpoint(path)
-        if fault is None:
-            if faults:
-                logger.warning("%s; resuming from the one before, %s", "; ".join(faults), path)
-            return str(path)
-        faults.append(fault)
+        try:
+            checkpoint = read_checkpoint(path)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            logger.warning("%s; resuming from the one before, %s", "; ".join(faults), path)
+        return str(path), checkpoint
     if faults:
         raise InputError(f"no checkpoint to resume from: {'; '.join(faults)}; begin a new training")
     return None
 
 
 def last_good_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest whole checkpoint without NaNs, as :func:`resumable_checkpoint` takes it."""
-    return next((str(p) for p in _candidates(folder) if fault_of_checkpoint(p) is None), None)
+    """The newest whole checkpoint without NaNs, as :func:`read_last_checkpoint` takes it."""
+    for path in _candidates(folder):
+        with contextlib.suppress(InputError):
+            read_checkpoint(path, mmap=True)
+            return str(path)
+    return None
 
 
-def fault_of_checkpoint(path: str | os.PathLike) -> str | None:
-    """What is wrong with a checkpoint, naming it; None for a whole one. Reads the whole file."""
-    try:
-        checkpoint = load_torch_file(path, mmap=True)
-        if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
-            return f"{path} is no checkpoint"
-        check_tensors(path, checkpoint["model"])
-    except InputError as error:
-        return str(error)
+def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> Mapping[str, Any]:
+    """A checkpoint that is whole, to its last bit.
+
+    Args:
+        mmap: see :func:`~rope_vit_det.weights.safe.load_torch_file`.
+
+    Raises:
+        InputError: it is not.
+    """
+    checkpoint = load_torch_file(path, mmap=mmap)
+    if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
+        raise InputError(f"{path} is no checkpoint")
+    check_tensors(path, checkpoint["model"])
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
             wrong = archive.testzip()
     except (OSError, ValueError, zipfile.BadZipFile):
         wrong = "its end"
-    return wrong and f"{path} is damaged at {wrong}"
+    if wrong:
+        raise InputError(f"{path} is damaged at {wrong}")
+    return checkpoint
 
 
 def check_tensors(filename: str | os.PathLike, model: Any) -> None:
@@ -136,20 +155,19 @@ def check_tensors(filename: str | os.PathLike, model: Any) -> None:
             raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
 
 
-def _candidates(folder: str | os.PathLike) -> list[Path]:
-    tag = Path(folder, LAST)
-    if not tag.is_file():
-        return []
-    named = tag.with_name(tag.read_text().strip() or _FINAL)
-    others = [
+def _candidates(folder: str | os.PathLike) -> Iterator[Path]:
+    named = last_checkpoint(folder)
+    if named is None:
+        return
+    yield named
+    yield from _newest_first(
         path
-        for path in tag.parent.iterdir()
-        if path != named and (path.name == _FINAL or _PERIODIC.fullmatch(path.name))
-    ]
-    return [named, *_newest_first(others)]
+        for path in named.parent.iterdir()
+        if path != named and (path.name == FINAL or _PERIODIC.fullmatch(path.name))
+    )
 
 
-def _newest_first(paths: list[Path]) -> list[Path]:
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=_iteration, reverse=True)
 
 

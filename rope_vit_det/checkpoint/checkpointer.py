@@ -13,6 +13,7 @@ from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
 from ..data.classes import Classes
+from ..data.validation.check import check_same_classes
 from ..errors import InputError
 from ..models import RoPEViT
 from ..weights.detectron2_format import BACKBONE, METADATA_KEY
@@ -21,7 +22,7 @@ from ..weights.safe import load_pickle, load_torch_file
 from .checkpoint_files import (
     check_tensors,
     prune_checkpoints,
-    resumable_checkpoint,
+    read_last_checkpoint,
     tag_checkpoint,
     write_checkpoint,
 )
@@ -53,7 +54,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         Args:
             model: what is evaluated, and saved as "model".
             save_dir: for the checkpoints.
-            classes: saved as "classes".
+            classes: saved as "classes", and those that a whole model must have been trained on.
             trained_model: the one that learns, where `model` is an average of its weights; saved as
                 "trained_model" for a resume. Whatever else is loaded, it gets the weights of
                 `model`.
@@ -67,6 +68,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         self.trained_model = trained_model
         self.keep = keep
         self.whole = whole
+        self._read: tuple[str, Mapping[str, Any]] | None = None  # path and content, until loaded
         if trained_model is not None:
             self.add_checkpointable("trained_model", trained_model)
 
@@ -100,14 +102,12 @@ class DetectorCheckpointer(DetectionCheckpointer):
         Raises:
             InputError: see :meth:`load`; or every checkpoint is damaged.
         """
-        last = None
-        if resume:
-            last = resumable_checkpoint(self.save_dir) if comm.is_main_process() else None
-            last = comm.all_gather(last)[0]
-        if last:
-            self.whole = True
-            return self.load(last)
-        return self.load(path, checkpointables=[])
+        last = read_last_checkpoint(self.save_dir) if resume and comm.is_main_process() else None
+        self._read, path_of_last = last, comm.all_gather(last and last[0])[0]
+        if not path_of_last:
+            return self.load(path, checkpointables=[])
+        self.whole = True
+        return self.load(path_of_last)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `fvcore.common.checkpoint.Checkpointer.load`.
@@ -124,9 +124,12 @@ class DetectorCheckpointer(DetectionCheckpointer):
             raise weights_error(path, error) from None
         finally:
             self._parsed_url_during_load = None  # Detectron2 forgets it where a load fails
+            self._read = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Detectron2's own, over readers that run nothing.
+        if self._read and self._read[0] == filename:
+            return dict(self._read[1])
         if filename.endswith(".pkl"):
             return _from_model_zoo(filename, load_pickle(filename))
         loaded = load_torch_file(filename)
@@ -140,7 +143,10 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: Any) -> Any:
-        weights = checkpoint["model"]
+        weights, theirs = checkpoint["model"], classes_of(checkpoint)
+        if self.whole and self.classes and theirs:
+            names = self.classes["names"]
+            check_same_classes(names, "the dataset", theirs["names"], "the checkpoint")
         for name, own in self.model.state_dict().items():
             found = weights.get(name)
             if ".net." not in name or not hasattr(found, "shape"):
@@ -186,7 +192,17 @@ def read_classes(path: str) -> Classes | None:
         checkpoint = load_torch_file(path, mmap=True)
     except InputError:
         return None  # whoever loads it will say what is wrong
-    return checkpoint.get("classes") if isinstance(checkpoint, dict) else None
+    return classes_of(checkpoint)
+
+
+def classes_of(checkpoint: Any) -> Classes | None:
+    """What a loaded checkpoint holds as its classes; None where that is nothing of ours."""
+    classes = checkpoint.get("classes") if isinstance(checkpoint, Mapping) else None
+    classes = classes if isinstance(classes, Mapping) else {}
+    names, ids = classes.get("names"), classes.get("ids")
+    if isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids):
+        return {"names": names, "ids": ids}
+    return None
 
 
 def check_weights_path(path: str, *, for_rope_vit: bool = True) -> None:

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import InputError, RunError
+from ..pyramids import uses_all_parameters
 from .peers import peers_watched
 from .signals import signals_passed_on
 
 _DIST_URL = re.compile(r"tcp://.+:\d+$|file:///.|auto$")
+_MAX_NUMBERS = 256
 
 
 def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -156,28 +158,44 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
         raise RunError(f"{error}; the other processes ended too; go on with --resume") from None
 
 
-def in_any_process(flag: bool) -> bool:
-    """Whether the flag is set in this or another process; a collective."""
-    return any(comm.all_gather(flag))
+def gather_numbers(numbers: Sequence[float], device: str) -> list[list[float]]:
+    """The numbers of all processes, in all of them; one collective of one size.
+
+    Args:
+        numbers: of this process, up to 256; other processes may have more or fewer.
+        device: type of the one that the processes' backend is for.
+
+    Returns:
+        For every place the numbers of all processes at it, 0 where one has none.
+    """
+    world = comm.get_world_size()
+    if world == 1:
+        return [[float(number)] for number in numbers]
+    own = torch.zeros(_MAX_NUMBERS, dtype=torch.float64)
+    own[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+    rows = [torch.zeros_like(own, device=device) for _ in range(world)]
+    dist.all_gather(rows, own.to(device))
+    return torch.stack(rows, 1).tolist()
 
 
 def wrap_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     """The model under :class:`DistributedDataParallel` where there are several processes.
 
-    Detectron2's `create_ddp_model` alone names a GPU, and fails on the CPU.
+    Detectron2's `create_ddp_model` alone names a GPU, and fails on the CPU. Unused parameters are
+    looked for in a walk over the graph of every step, unless it is known that there are none.
 
     Args:
         kwargs: of `create_ddp_model`.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
-    # Unused are a pyramid's levels that no head takes, such as p7 of the demo; to find them costs a
-    # walk over the graph, to miss them ends the run in its second iteration.
+    all_used = uses_all_parameters(model)
     defaults = {
         "broadcast_buffers": False,
         "find_unused_parameters": True,
         "device_ids": [comm.get_local_rank()] if on_gpu else None,
     }
-    return create_ddp_model(model, **defaults | kwargs)
+    known = {} if all_used is None else {"find_unused_parameters": not all_used}
+    return create_ddp_model(model, **defaults | kwargs | known)
 
 
 def _run_under_torchrun(

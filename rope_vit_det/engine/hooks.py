@@ -16,10 +16,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
-from ..distributed.launch import in_any_process
-from ..distributed.signals import StopRequest
 from ..errors import InputError, StoppedError
 from ..utils.memory import peak_memory_mib
 
@@ -172,14 +171,14 @@ class Checkpoints(hooks.PeriodicCheckpointer):
             running_state: one of the checkpointer's.
         """
         super().__init__(checkpointer, period)
-        self.stop_request = StopRequest()
         self._running_state = running_state
         self._saved = -1  # the iteration of the newest checkpoint
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
         """While this is entered, signals stop the training."""
-        with self.stop_request:
+        self._stop_request = self.trainer.step.stop_request
+        with self._stop_request:
             handle = self.checkpointer.model.register_forward_pre_hook(self._before_forward)
             try:
                 yield
@@ -192,7 +191,8 @@ class Checkpoints(hooks.PeriodicCheckpointer):
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        stop = in_any_process(self.stop_request.signal is not None)
+        # Several processes have agreed within the step.
+        stop = self._stop_request.in_any_process or self._alone_and_signalled()
         due = (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1
         if stop or due:
             self._running_state.gather()
@@ -208,14 +208,16 @@ class Checkpoints(hooks.PeriodicCheckpointer):
             self.checkpointer.save(f"model_{done:07d}", iteration=done)
         comm.synchronize()  # nobody leaves before it is written
         raise StoppedError(
-            f"{self.stop_request.signal or 'a signal to another process'} after iteration {done}; "
-            f"the checkpoint is {self.checkpointer.get_checkpoint_file()}; go on with --resume"
+            f"{self._stop_request.signal or 'a signal to another process'} after iteration {done}; "
+            f"the checkpoint is {last_checkpoint(self.checkpointer.save_dir)}; go on with --resume"
         )
 
     def _before_forward(self, module: nn.Module, arguments: tuple) -> None:
-        evaluating = not module.training and comm.get_world_size() == 1
-        if evaluating and self.stop_request.signal is not None:
+        if not module.training and self._alone_and_signalled():
             self._stop()
+
+    def _alone_and_signalled(self) -> bool:
+        return comm.get_world_size() == 1 and self._stop_request.signal is not None
 
 
 class EMA(HookBase):

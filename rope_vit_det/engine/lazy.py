@@ -27,7 +27,7 @@ from omegaconf.errors import ConfigTypeError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint.checkpoint_files import resumable_checkpoint
+from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import DetectorCheckpointer, check_weights_path
 from ..checkpoint.running_state import RunningState
 from ..config.keys import AMP_DTYPES, add_rope_vit_config
@@ -36,6 +36,7 @@ from ..config.use import disagreement
 from ..data.classes import dataset_classes
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
+from ..data.validation.check import check_datasets
 from ..data.workers import ShieldedLoader
 from ..distributed.launch import count_processes, launch, wrap_model
 from ..errors import InputError
@@ -52,7 +53,6 @@ from .hooks import Checkpoints, EventHistory
 from .rehearsal import MAX_IMAGES, Parts, rehearse
 from .resumable import ResumableTrainer
 from .run_folder import check_output, clear_output, describe_output, record_run, settle_seed
-from .setup import check_data
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
     if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
         raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and resumable_checkpoint(cfg.train.output_dir)):
+    if not (resume and last_checkpoint(cfg.train.output_dir)):
         weights = cfg.train.init_checkpoint
         try:
             check_weights_path(weights, for_rope_vit=False)  # the load knows the model
@@ -157,7 +157,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     splits = ("test",) if eval_only else ("train", "test")
     if all(dataset_names(cfg, split) for split in splits):
         try:
-            check_data(_as_yaml(cfg), eval_only=eval_only, resume=resume)
+            check_datasets(_as_yaml(cfg), eval_only=eval_only)
         except InputError as error:
             raise InputError(_with_lazy_keys(str(error))) from None
 
@@ -242,7 +242,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
 def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]":
     """Evaluates train.init_checkpoint, or with `resume` the last checkpoint there is."""
     model = instantiate(cfg.model).to(cfg.train.device)
-    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, whole=True)
+    names = dataset_names(cfg, "test")
+    classes = dataset_classes(names[0]) if names else None
+    checkpointer = DetectorCheckpointer(model, cfg.train.output_dir, classes=classes, whole=True)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     return _test(cfg, model)
 

@@ -10,6 +10,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..data.classes import dataset_classes
 from ..distributed.launch import check_processes, launch, starts_the_run
 from .divergence import replay
 from .rehearsal import rehearse_config
@@ -74,7 +75,8 @@ def evaluate(
         resume: evaluate the last checkpoint in OUTPUT_DIR instead, if there is one.
     """
     model = trainer.build_model(cfg)
-    checkpointer = DetectorCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True)
+    classes = dataset_classes(cfg.DATASETS.TEST[0])
+    checkpointer = DetectorCheckpointer(model, cfg.OUTPUT_DIR, classes=classes, whole=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

@@ -13,7 +13,7 @@ from ..checkpoint.running_state import RunningState
 from ..errors import RunError
 from .divergence import end_diverged
 from .hooks import Checkpoints
-from .train_step import NotFiniteError
+from .train_step import NotFiniteError, TrainStep
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -82,8 +82,8 @@ class ResumableTrainer(TrainerBase):
         try:
             super().run_step()
         except NotFiniteError as error:
-            step, folder = getattr(self, "_trainer", self), self.checkpointer.save_dir
-            raise end_diverged(error, step, self.running_state, folder) from None
+            folder = self.checkpointer.save_dir
+            raise end_diverged(error, self.step, self.running_state, folder) from None
 
     @_ends_the_run
     def after_step(self) -> None:
@@ -98,6 +98,11 @@ class ResumableTrainer(TrainerBase):
         for hook in self._hooks:
             if finished or not isinstance(hook, hooks.EvalHook | hooks.BestCheckpointer):
                 hook.after_train()
+
+    @property
+    def step(self) -> TrainStep:
+        """What makes the steps: `_trainer` of Detectron2's trainers, or the trainer itself."""
+        return getattr(self, "_trainer", self)
 
     @property
     def _checkpoints(self) -> Checkpoints:

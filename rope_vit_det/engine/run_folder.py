@@ -15,7 +15,7 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.checkpoint_files import LAST
+from ..checkpoint.checkpoint_files import last_checkpoint
 from ..data.validation.check import FAULTS_FILE
 from ..distributed.launch import is_first_process
 from ..errors import InputError
@@ -83,7 +83,7 @@ def check_output(output: str, args: argparse.Namespace) -> None:
                 f"--overwrite would move the current folder aside; {output!r} is no OUTPUT_DIR for "
                 "it: name a folder below"
             )
-    elif not (args.resume or args.eval_only) and Path(output, LAST).is_file():
+    elif not (args.resume or args.eval_only) and last_checkpoint(output):
         raise InputError(
             f"{output} holds the checkpoints of an earlier training; add --resume to go on with "
             "it, set another OUTPUT_DIR (train.output_dir), or add --overwrite, which moves it "

@@ -3,18 +3,23 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import MicroBatchSampler
-from ..distributed.launch import in_any_process
+from ..distributed.launch import gather_numbers
+from ..distributed.signals import StopRequest
+from ..errors import RunError
 from ..layers.cpu import is_slow_at_bf16
 from ..utils.seeding import Purpose, seed_all
 
@@ -32,6 +37,10 @@ class MicroBatch(NamedTuple):
     data: list[dict]
     losses: dict[str, Tensor]
     failure: str = ""
+
+    def total(self) -> Tensor:
+        """The sum of the losses; NaN without any."""
+        return torch.tensor(torch.nan) if self.failure else sum(self.losses.values())
 
 
 class NotFiniteError(Exception):
@@ -79,6 +88,9 @@ class TrainStep(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
         self.accumulate = accumulate
+        self.stop_request = StopRequest()
+        # Batch norm over all processes: their layers wait for each other in every pass.
+        self._layers_wait = any("SyncBatchNorm" in type(m).__name__ for m in model.modules())
         self._batches: Iterator[list[dict]] | None = None
         self.device_type = next(model.parameters()).device.type
         if precision == torch.bfloat16 and is_slow_at_bf16(self.device_type):
@@ -91,38 +103,66 @@ class TrainStep(SimpleTrainer):
 
     def run_step(self) -> None:
         assert self.model.training, "[TrainStep] model was changed to eval mode!"
-        data_time, losses, wrong = 0.0, [], []
+        data_time, done = 0.0, []
         self.optimizer.zero_grad()
         for number in range(self.accumulate):
             start = time.perf_counter()
             data = self._next_batch()
             data_time += time.perf_counter() - start
-            micro_batch = comm.get_rank() * self.accumulate + number
-            with self._gradients_stay_here(number < self.accumulate - 1):
-                losses.append(self._forward_in_all_processes(data, micro_batch))
-                loss = sum(losses[-1].values())
+            last = number == self.accumulate - 1
+            with self._gradients_stay_here(not last):
+                done.append(self._try_forward(data, comm.get_rank() * self.accumulate + number))
+                # Before a backward pass in which the other processes would wait for this one.
+                if last or done[-1].failure or self._layers_wait:
+                    losses, data_times = self._agree(done, data_time)
+                loss = sum(done[-1].losses.values())
                 self.grad_scaler.scale(loss / self.accumulate).backward()
-            if not torch.isfinite(loss):
-                wrong.append(MicroBatch(micro_batch, data, losses[-1]))
         self.after_backward()
-        if in_any_process(bool(wrong)):
-            raise NotFiniteError(wrong)
-        self._write_metrics(_mean(losses), data_time)
+        self._log(losses, data_times)
         # Unscales first, where there is a scale; clipping, part of the optimizer's step, comes
         # after that and after the average over processes.
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _forward_in_all_processes(self, data: list[dict], micro_batch: int) -> dict[str, Tensor]:
-        losses, failed = {}, []
+    def _try_forward(self, data: list[dict], micro_batch: int) -> MicroBatch:
         try:
-            losses = self.forward(data, micro_batch)
+            return MicroBatch(micro_batch, data, self.forward(data, micro_batch))
         except FloatingPointError as error:
-            failed = [MicroBatch(micro_batch, data, {}, str(error))]
-        # Before the backward pass, in which the other processes would wait for this one.
-        if in_any_process(bool(failed)):
-            raise NotFiniteError(failed)
-        return losses
+            return MicroBatch(micro_batch, data, {}, str(error))
+
+    def _agree(
+        self, done: list[MicroBatch], data_time: float
+    ) -> tuple[dict[str, float], list[float]]:
+        """Shares losses, failures and a request to stop, in one collective.
+
+        Returns:
+            The means over micro-batches and processes, and the data times of the processes.
+
+        Raises:
+            NotFiniteError: a loss is not finite, or the model gave up, in any process.
+        """
+        wrong = [each for each in done if not torch.isfinite(each.total())]
+        means = {} if wrong else _mean([each.losses for each in done])
+        names = sorted(means)
+        stop = self.stop_request.signal is not None
+        crc = zlib.crc32(" ".join(names).encode())
+        own = [bool(wrong), stop, crc, data_time, *map(means.get, names)]
+        failed, stops, crcs, data_times, *rest = gather_numbers(own, self.device_type)
+        self.stop_request.in_any_process = any(stops)
+        if any(failed):
+            raise NotFiniteError(wrong)
+        if len(set(crcs)) > 1:
+            raise RunError(f"the processes have different losses; one has {', '.join(names)}")
+        columns = dict(zip(names, rest, strict=False))
+        return {name: np.mean(columns[name]) for name in means}, data_times
+
+    def _log(self, losses: Mapping[str, float], data_times: Sequence[float]) -> None:
+        """As :meth:`SimpleTrainer.write_metrics`, which gathers by itself."""
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_times[comm.get_rank()])
+        if comm.is_main_process():
+            total = {"total_loss": sum(losses.values())}
+            storage.put_scalars(data_time=max(data_times), **total | losses)
 
     def forward(self, data: list[dict], micro_batch: int) -> dict[str, Tensor]:
         """The losses of a micro-batch, under its random state.
@@ -185,7 +225,8 @@ def training_precision(cfg: CfgNode) -> torch.dtype:
     return getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else torch.float32
 
 
-def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean(losses: list[dict[str, Tensor]]) -> dict[str, float]:
     return {
-        name: torch.stack([each[name].detach() for each in losses]).mean() for name in losses[0]
+        name: torch.stack([each[name].detach() for each in losses]).mean().item()
+        for name in losses[0]
     }

@@ -1,21 +1,20 @@
 """From what a training left, or a config and a checkpoint, to a detector with class names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..checkpoint.checkpointer import BEST, DetectorCheckpointer
+from ..checkpoint.checkpoint_files import FINAL, LAST, last_checkpoint
+from ..checkpoint.checkpointer import BEST, DetectorCheckpointer, classes_of
 from ..config.run_config import read_run_config
 from ..data.classes import Classes, num_classes
 from ..data.coco_file import read_coco
 from ..errors import InputError
 from ..weights.load import PREFIX
 
-_FINAL = "model_final.pth"
 # What is not in the classes' keys: thresholds below which detections are dropped.
 _THRESHOLDS = ("ROI_HEADS", "RETINANET")
 
@@ -62,9 +61,9 @@ def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Clas
             class names.
     """
     model = build_model(cfg).eval()
-    rest = _WholeDetector(model).load(cfg.MODEL.WEIGHTS)
+    rest = DetectorCheckpointer(model, whole=True).load(cfg.MODEL.WEIGHTS)
     source = categories or cfg.MODEL.WEIGHTS
-    classes = _read_categories(categories) if categories else _check_classes(rest.get("classes"))
+    classes = _read_categories(categories) if categories else classes_of(rest)
     if classes is None:
         raise InputError(
             f"{source} does not hold the names of its classes; name the COCO file that it was "
@@ -78,42 +77,11 @@ def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Clas
     return model, classes
 
 
-class _WholeDetector(DetectorCheckpointer):
-    """Refuses what Detectron2 only logs: heads that stay random."""
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        for name, theirs, ours in incompatible.incorrect_shapes:
-            raise InputError(
-                f"{name} has shape {tuple(theirs)} in the checkpoint and {tuple(ours)} in the "
-                "model; the config is of another detector"
-            )
-        if incompatible.missing_keys:
-            missing = incompatible.missing_keys
-            raise InputError(
-                f"{len(missing)} tensors of the config's detector are not in it, {missing[0]} "
-                "among them; the config is of another detector"
-            )
-        return incompatible
-
-
 def _find_checkpoint(folder: Path) -> str:
-    for name in (BEST, _FINAL):
-        if (folder / name).is_file():
-            return str(folder / name)
-    tag = folder / "last_checkpoint"
-    if tag.is_file():
-        return str(folder / tag.read_text("utf-8").strip())
-    raise InputError(f"{folder} has no checkpoint ({BEST}, {_FINAL}, last_checkpoint); --weights")
-
-
-def _check_classes(classes: Any) -> Classes | None:
-    if not isinstance(classes, Mapping):
-        return None
-    names, ids = classes.get("names"), classes.get("ids")
-    if isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids):
-        return {"names": names, "ids": ids}
-    return None
+    for path in (folder / BEST, folder / FINAL, last_checkpoint(folder)):
+        if path and path.is_file():
+            return str(path)
+    raise InputError(f"{folder} has no checkpoint ({BEST}, {FINAL}, {LAST}); --weights")
 
 
 def _read_categories(path: str) -> Classes:
