@@ -63,13 +63,14 @@ EVERY_LOSS = """
     from rope_vit_det.distributed.launch import launch
     from rope_vit_det.engine.main import _run_in_process
     from rope_vit_det.engine.setup import load_config
+    from rope_vit_det.engine.trainer import Trainer
     from detectron2.engine import default_argument_parser
 
     def main(args, cfg):
         write = hooks.PeriodicWriter.__init__
         hooks.PeriodicWriter.__init__ = lambda self, writers, period: write(self, writers, 1)
         JSONWriter.__init__.__defaults__ = (1,)
-        _run_in_process(args, cfg)
+        _run_in_process(args, cfg, Trainer)
 
     if __name__ == "__main__":
         args = default_argument_parser().parse_args()
@@ -114,6 +115,75 @@ def test_two_processes_on_the_cpu_and_only_the_first_one_writes(run, tmp_path):
     assert "Start inference on 2 batches" in answer.stdout
 
 
+# Counts what Python calls; DDP's own collectives are C++'s.
+COUNTING = """
+    import functools
+    import json
+    import torch.distributed as dist
+    from rope_vit_det.distributed.launch import launch
+    from rope_vit_det.engine.main import _run_in_process
+    from rope_vit_det.engine.setup import load_config
+    from rope_vit_det.engine.trainer import Trainer
+    from detectron2.engine import default_argument_parser
+    from detectron2.utils import comm
+
+    COLLECTIVES = [
+        name
+        for name in dir(dist)
+        if name.startswith(("all_", "broadcast", "gather", "reduce", "scatter", "barrier"))
+        and callable(getattr(dist, name))
+    ]
+
+    def main(args, cfg):
+        called = []
+
+        def counted(name):
+            function = getattr(dist, name)
+
+            @functools.wraps(function)
+            def wrapped(*args, **kwargs):
+                called.append(name)
+                return function(*args, **kwargs)
+
+            return wrapped
+
+        for name in COLLECTIVES:
+            setattr(dist, name, counted(name))
+        steps = []
+
+        class Counting(Trainer):
+            def before_step(self):
+                called.clear()
+                super().before_step()
+
+            def after_step(self):
+                super().after_step()
+                steps.append(list(called))
+
+        _run_in_process(args, cfg, Counting)
+        if comm.is_main_process():
+            with open("collectives.json", "w") as file:
+                json.dump(steps, file)
+
+    if __name__ == "__main__":
+        args = default_argument_parser().parse_args()
+        cfg = load_config(args)
+        launch(main, args, cfg, device=cfg.MODEL.DEVICE)
+"""
+
+
+def test_a_step_has_one_collective_beside_ddps(run, tmp_path):
+    script = tmp_path / "counting.py"
+    script.write_text(textwrap.dedent(COUNTING))
+    short = (*TINY, "SOLVER.MAX_ITER", "3", "SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "4")
+    answer = run(
+        script, *TRAIN[1:], "--num-gpus", "2", *short, "DATASETS.TEST", "()", "OUTPUT_DIR", "out"
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    first, second, _ = json.loads((tmp_path / "collectives.json").read_text())
+    assert first == second == ["all_gather"]
+
+
 DYING = """
     from rope_vit_det.engine.train_step import TrainStep
     from rope_vit_det.engine.trainer import Trainer
@@ -131,7 +201,7 @@ DYING = """
                 raise {error}
             return step(self, *args)
         {method} = run_step
-        _run_in_process(args, cfg)
+        _run_in_process(args, cfg, Trainer)
 
     if __name__ == "__main__":
         args = default_argument_parser().parse_args()
