@@ -3,7 +3,7 @@
 
 NAME_OR_PATH is that of published weights or a file, or of an architecture, for random weights.
 Needs rope_vit_det, not Detectron2. Put images of your own, normalised as `info` says, in place of
-noise.
+the noise.
 """
 
 import sys
@@ -21,8 +21,8 @@ def main(name: str, steps: int = 10, num_classes: int = 2) -> list[float]:
     else:
         network, info = load_model(name)
         print(info)
-    images = torch.rand(8, 3, 224, 224)
     labels = torch.arange(8) % num_classes
+    images = torch.rand(8, 3, 224, 224) + labels[:, None, None, None]  # brighter by class
     classifier = nn.Linear(network.embedding(images[:1]).shape[1], num_classes)
     groups = [
         {"params": network.parameters(), "lr": 1e-5},  # pretrained: slowly

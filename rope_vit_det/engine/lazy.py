@@ -36,7 +36,6 @@ from ..config.use import disagreement
 from ..data.classes import dataset_classes
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
-from ..data.validation.check import check_datasets
 from ..data.workers import ShieldedLoader
 from ..distributed.launch import count_processes, launch, wrap_model
 from ..errors import InputError
@@ -53,6 +52,7 @@ from .hooks import Checkpoints, EventHistory
 from .rehearsal import MAX_IMAGES, Parts, rehearse
 from .resumable import ResumableTrainer
 from .run_folder import check_output, clear_output, describe_output, record_run, settle_seed
+from .setup import check_data
 from .train_step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     splits = ("test",) if eval_only else ("train", "test")
     if all(dataset_names(cfg, split) for split in splits):
         try:
-            check_datasets(_as_yaml(cfg), eval_only=eval_only)
+            check_data(_as_yaml(cfg), eval_only=eval_only, resume=resume)
         except InputError as error:
             raise InputError(_with_lazy_keys(str(error))) from None
 

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.checkpoint_files import last_checkpoint
-from ..checkpoint.checkpointer import check_weights_path, weights_error
+from ..checkpoint.checkpointer import check_weights_path, read_classes, weights_error
 from ..config.keys import (
     check_input_config,
     check_pyramid_config,
@@ -21,7 +21,7 @@ from ..config.rules import check_rules
 from ..config.run_config import config_files, find_config_file, merge_config
 from ..config.use import compared_settings, disagreement
 from ..data.own import register_own_data
-from ..data.validation.check import check_datasets
+from ..data.validation.check import check_datasets, check_same_classes
 from ..errors import InputError
 from ..pyramids import BACKBONES, check_features
 from ..utils.memory import bound_caches
@@ -96,7 +96,24 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
             raise weights_error(cfg.MODEL.WEIGHTS, error) from None
         if eval_only and not cfg.MODEL.WEIGHTS:
             raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
-    check_datasets(cfg, eval_only=eval_only)
+    check_data(cfg, eval_only=eval_only, resume=resume)
+
+
+def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Checks the datasets, and that a detector to evaluate has their classes.
+
+    Those of a checkpoint to resume from are compared where it is read.
+
+    Args:
+        eval_only, resume: see :func:`check_config`.
+
+    Raises:
+        InputError: names the dataset or file, and the remedy.
+    """
+    names = check_datasets(cfg, eval_only=eval_only)
+    known = read_classes(cfg.MODEL.WEIGHTS) if eval_only and not resume else None
+    if names is not None and known is not None:
+        check_same_classes(names, "the dataset", known["names"], f"checkpoint {cfg.MODEL.WEIGHTS}")
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:

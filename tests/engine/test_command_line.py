@@ -54,7 +54,11 @@ def _options(parser):
 
 def test_all_other_options_are_detectron2s():
     ours, theirs = _options(argument_parser()), _options(default_argument_parser())
-    assert {key[0] for key in ours.keys() - theirs.keys()} == {"--overwrite", "--replay"}
+    assert {key[0] for key in ours.keys() - theirs.keys()} == {
+        "--no-rehearsal",
+        "--overwrite",
+        "--replay",
+    }
     for options in (ours, theirs):
         del options["--config-file", "config_file"]  # a list here
     assert {key: ours[key] for key in theirs} == theirs
