@@ -148,7 +148,7 @@ def _parts(
 
 
 def _rehearse(build: Callable[[str], Parts], output: str) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     with TemporaryDirectory() as folder, _nothing_stays(), EventStorage(0):
         parts = build(folder)
         named = partial(_named, output, parts.values)
@@ -172,11 +172,11 @@ def _rehearse(build: Callable[[str], Parts], output: str) -> None:
             with named(f"inference on an image of dataset {name!r}"):
                 image = _infer(model, loader)
             with named(f"scoring the ground truth of dataset {name!r} against itself"):
-                metrics = _score(name, evaluator, image, parts, Path(output, FAULTS_FILE), told)
+                metrics = _score(name, evaluator, image, parts, Path(output, FAULTS_FILE), lines)
             prefix = f"{name}/" if len(tests) > 1 else ""
             found.append({prefix + metric for metric in metrics})
         _check_best_metric(parts.best_metric, found)
-    for line in told:
+    for line in lines:
         print(line, flush=True)
 
 
@@ -203,14 +203,14 @@ def _score(
     image: tuple[list[dict], list[dict]],
     parts: Parts,
     faults: Path,
-    told: list[str],
+    lines: list[str],
 ) -> set[str]:
     """The metrics that a run will have of a dataset; none where that is not known.
 
     Args:
         image: inputs and outputs of the model.
         faults: the file to which the objects go that the evaluator does not find.
-        told: gets the lines to print.
+        lines: gets the lines to print.
     """
     score = score_ground_truth(
         name,
@@ -218,7 +218,7 @@ def _score(
         detections_per_image=parts.detections_per_image,
         fields=_fields(image[1][0]),
     )
-    results, told[len(told) :] = score.results, score.notes
+    results, lines[len(lines) :] = score.results, score.notes
     if not score.known:
         try:
             evaluator.reset()
@@ -226,13 +226,13 @@ def _score(
             results = evaluator.evaluate()
         except Exception as error:
             words = " ".join(f"{type(error).__name__} {error}".split())
-            told.append(f"warning: the evaluator of dataset {name!r}, given one image: {words}")
+            lines.append(f"warning: the evaluator of dataset {name!r}, given one image: {words}")
     if score.missed:
         head = f"dataset {name!r}: objects that its evaluator does not find in their own truth"
         with faults.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in (head, *("    " + m for m in score.missed)))
         some = "; ".join(score.missed[:_EXAMPLES])
-        told.append(f"warning: {head}: {len(score.missed)} ({some}), listed in {faults}")
+        lines.append(f"warning: {head}: {len(score.missed)} ({some}), listed in {faults}")
     return set(flatten_results_dict(results or {}))
 
 
