@@ -19,6 +19,7 @@ from .config.use import as_arguments, compared_settings, disagreement, settings_
 from .errors import InputError
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, pyramid_for_heads
+from .utils.arguments import ArgumentError
 from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
 
@@ -171,8 +172,7 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
     check_rope_vit_config(cfg, own_stride=own_stride)
     warn_of_high_rate(cfg)
     options = cfg.MODEL.ROPE_VIT
-    net = create_backbone(
-        options.NAME,
+    arguments = dict(
         image_size=options.IMAGE_SIZE,
         patch_stride=options.PATCH_STRIDE,
         pt_grid_size=options.PT_GRID_SIZE,
@@ -185,6 +185,13 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
         compile=options.COMPILE,
         freeze_blocks=options.FREEZE_BLOCKS,
     )
+    try:
+        net = create_backbone(options.NAME, **arguments)
+    except ArgumentError as error:
+        key = error.name.upper()
+        raise InputError(
+            f"MODEL.ROPE_VIT.{key} is {options[key]!r}; allowed: {error.allowed}"
+        ) from None
     if options.CHECK_WEIGHTS:
         net.settings = compared_settings(cfg)
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:

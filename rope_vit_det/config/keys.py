@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..errors import InputError
 from ..models.variants import VARIANTS
-from ..utils.arguments import are_blocks, is_number, is_pair, is_share, is_whole_number
+from ..utils.arguments import is_number, is_share, is_whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,9 @@ def get_key(cfg: CfgNode, key: str) -> Any:
 
 
 def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
-    """Checks the values under MODEL.ROPE_VIT.
+    """Checks the values under MODEL.ROPE_VIT that the network itself cannot know.
+
+    Its own arguments are checked where it is built.
 
     Args:
         own_stride: whether the backbone at hand can take the network's own patch size as stride.
@@ -156,51 +158,15 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
         check_key(cfg, f"MODEL.ROPE_VIT.{key}", ok, allowed)
 
     check("NAME", isinstance(net.NAME, str) and net.NAME in VARIANTS, ", ".join(sorted(VARIANTS)))
-    patch, depth = VARIANTS[net.NAME]["patch_size"], VARIANTS[net.NAME]["num_layers"]
-    size = (net.IMAGE_SIZE,) * 2 if is_whole_number(net.IMAGE_SIZE) else net.IMAGE_SIZE
-    check(
-        "IMAGE_SIZE",
-        size is None or (is_pair(size) and all(side % patch == 0 for side in size)),
-        f"None (224), a side in pixels or [h, w], multiples of the patch size {patch}",
-    )
+    patch = VARIANTS[net.NAME]["patch_size"]
     strides = sorted({PYRAMID_STRIDE, patch} if own_stride else {PYRAMID_STRIDE})
     check(
         "PATCH_STRIDE",
         is_whole_number(net.PATCH_STRIDE) and net.PATCH_STRIDE in strides,
         " or ".join(map(str, strides)),
     )
-    check(
-        "PT_GRID_SIZE",
-        net.PT_GRID_SIZE in (None, "count") or is_pair(net.PT_GRID_SIZE),
-        'None, "count" or [h, w], whole numbers of 1 or more',
-    )
-    check(
-        "WINDOW_SIZE",
-        is_whole_number(net.WINDOW_SIZE),
-        "0 (no windows) or a whole number of tokens",
-    )
-    check(
-        "GLOBAL_BLOCKS",
-        net.GLOBAL_BLOCKS is None or are_blocks(net.GLOBAL_BLOCKS, depth),
-        f"None (the last block of each quarter) or a list of block indices in 0..{depth - 1}",
-    )
-    check(
-        "RESCALE_COORDS",
-        net.RESCALE_COORDS is None or (is_number(net.RESCALE_COORDS) and net.RESCALE_COORDS >= 1),
-        "None (off) or a number of 1 or more",
-    )
     for key in ("TILE_POS_EMBED", "ACTIVATION_CHECKPOINT", "COMPILE", "CHECK_WEIGHTS"):
         check(key, type(net[key]) is bool, "True or False")
-    check(
-        "DROP_PATH_RATE",
-        net.DROP_PATH_RATE is None or is_share(net.DROP_PATH_RATE),
-        "None (the architecture's) or a number from 0 to below 1",
-    )
-    check(
-        "FREEZE_BLOCKS",
-        is_whole_number(net.FREEZE_BLOCKS, -1) and depth >= net.FREEZE_BLOCKS,
-        f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
-    )
 
 
 def check_pyramid_config(cfg: CfgNode) -> None:

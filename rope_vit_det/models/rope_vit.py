@@ -83,9 +83,16 @@ class RoPEViT(nn.Module):
         """
         Args:
             patch_size: height and width of the patch kernel, in pixels.
+            num_layers: encoder blocks.
+            num_heads: of the attention; ``hidden_dim`` is a multiple of it.
+            hidden_dim: channels of a token.
+            mlp_dim: hidden channels of the feed-forward layers.
             num_reg_tokens, class_token: the special tokens.
             pos_embed_special_tokens: whether the absolute position table has entries for them.
             pre_norm: normalises the tokens before the first block (the stem then has no bias).
+            norm_layer, norm_eps: class in ``torch.nn`` of all norms, and their epsilon.
+            mlp_layer: linear, GELU, linear; or gated (SwiGLU), with a norm before its last layer.
+            layer_scale_init_value: of the learned scale of each residual branch; None: no scale.
             post_norm: normalises them after the last one (not for :meth:`detection_features`).
             attn_norm: normalises the attention output before its projection.
             attn_pool_num_heads: pools by attention; None: the class token, or else the mean.
@@ -121,7 +128,7 @@ class RoPEViT(nn.Module):
             "image_size",
             image_size,
             is_pair(image_size) and not any(side % patch_size for side in image_size),
-            f"a side in pixels or (H, W), each a multiple of the patch size {patch_size}",
+            f"a side in pixels or [h, w], multiples of the patch size {patch_size}",
         )
         check_argument(
             "patch_stride",
@@ -139,7 +146,8 @@ class RoPEViT(nn.Module):
             "global_blocks",
             global_blocks,
             global_blocks is None or are_blocks(global_blocks, num_layers),
-            f"None (the last block of each quarter) or a list of indices in 0..{num_layers - 1}",
+            "None (the last block of each quarter) or a list of block indices in "
+            f"0..{num_layers - 1}",
         )
         check_argument(
             "rescale_coords",
@@ -148,7 +156,10 @@ class RoPEViT(nn.Module):
             "None (off) or a number of 1 or more",
         )
         check_argument(
-            "drop_path_rate", drop_path_rate, is_share(drop_path_rate), "a number in 0 <= rate < 1"
+            "drop_path_rate",
+            drop_path_rate,
+            is_share(drop_path_rate),
+            "None (the architecture's) or a number from 0 to below 1",
         )
         classes = "0 (no classifier) or a whole number of classes"
         check_argument("num_classes", num_classes, is_whole_number(num_classes), classes)
@@ -233,7 +244,7 @@ class RoPEViT(nn.Module):
             "pt_grid_size",
             value,
             value is None or value == "count" or is_pair(value),
-            'None, "count" or two whole numbers (h, w)',
+            'None, "count" or [h, w], whole numbers of 1 or more',
         )
         self._pt_grid_size = tuple(value) if is_pair(value) else value
 
@@ -416,10 +427,10 @@ class RoPEViT(nn.Module):
         """
         depth = len(self.encoder.block)
         check_argument(
-            "num_blocks",
+            "freeze_blocks",
             num_blocks,
             is_whole_number(num_blocks, -1) and num_blocks <= depth,
-            f"a whole number in -1..{depth}",
+            f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
         )
         if num_blocks == 0:
             return

@@ -36,13 +36,21 @@ def are_blocks(value: Any, depth: int) -> bool:
     return is_list and all(is_whole_number(block) and block < depth for block in value)
 
 
+class ArgumentError(ValueError):
+    """An argument has a value that is not allowed; whoever filled it from a key names the key."""
+
+    def __init__(self, name: str, value: Any, allowed: str) -> None:
+        super().__init__(f"{name} must be {allowed}, got {value!r}")
+        self.name, self.allowed = name, allowed
+
+
 def check_argument(name: str, value: Any, ok: bool, allowed: str) -> None:
     """
     Raises:
-        ValueError: names the argument, what is allowed and what was given.
+        ArgumentError: names the argument, what is allowed and what was given.
     """
     if not ok:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ArgumentError(name, value, allowed)
 
 
 def is_positive(value: Any) -> bool:
