@@ -167,7 +167,7 @@ def test_images_folders_and_patterns(photos, tmp_path):
         (["nowhere"], "nowhere: no such file or folder"),
         (["{empty}"], "brings no image"),
         (["{empty}/*.jpg"], "brings no image"),
-        (["{photos}", "--size", "225"], "multiple of the patch size 16"),
+        (["{photos}", "--size", "225"], "multiples of the patch size 16"),
         (["{photos}", "--model-config", "{{"], "is not JSON"),
         (["{photos}", "--model-config", '{{"qk_norm": true}}'], "qk_norm"),
         (["{photos}", "--batch-size", "0"], "batch size"),

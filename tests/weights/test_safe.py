@@ -95,7 +95,7 @@ def test_damaged_files(birder_file, work, tmp_path):
         (lambda c: c | {"class_to_idx": [1]}, "not what birder writes"),
         (lambda c: c | {"task": "object_detection"}, "a network for object_detection"),
         (lambda c: _with_input(c, [0, 1, 9, 9]), "images of 1 channels"),
-        (lambda c: _with_input(c, [0, 3, 9, 9]), "a multiple of the patch size 16"),
+        (lambda c: _with_input(c, [0, 3, 9, 9]), "multiples of the patch size 16"),
     ],
 )
 def test_files_of_something_else(birder_file, change, told):
