@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,6 @@ _REGISTERED_BEHIND = {
 }
 
 
-class _Loader(SourceFileLoader):
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        importlib.import_module(_REGISTERED_BEHIND[module.__name__])
-
-
 class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -93,8 +87,15 @@ class _Finder(MetaPathFinder):
         if fullname not in _REGISTERED_BEHIND:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(fullname, spec.loader.path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                if module.__name__ == fullname:  # a loader may serve several modules
+                    importlib.import_module(_REGISTERED_BEHIND[fullname])
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

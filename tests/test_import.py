@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,18 @@ print(json.dumps([light, rooms, demo, then]))
     assert light == []
     assert not {"engine", "data", "evaluation", "prediction", "checkpoint"} & set(rooms)
     assert demo == [] and then == ["rope_vit_det_demo_train", "rope_vit_det_demo_val"]
+
+
+def test_a_detectron2_of_any_loader_is_registered_with(tmp_path):
+    with zipfile.ZipFile(tmp_path / "libraries.zip", "w") as archive:
+        archive.writestr("detectron2/__init__.py", "")
+        archive.writestr("detectron2/modeling.py", "print('modeling')")
+        archive.writestr("ours.py", "print('registered')")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import rope_vit_det
+rope_vit_det._REGISTERED_BEHIND["detectron2.modeling"] = "ours"
+import detectron2.modeling
+"""
+    assert run(code, tmp_path / "libraries.zip").split() == ["modeling", "registered"]

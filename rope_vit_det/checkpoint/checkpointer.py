@@ -147,9 +147,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
         if self.whole and self.classes and theirs:
             names = self.classes["names"]
             check_same_classes(names, "the dataset", theirs["names"], "the checkpoint")
+        modules = self.model.named_modules()
+        networks = tuple(name and f"{name}." for name, each in modules if isinstance(each, RoPEViT))
         for name, own in self.model.state_dict().items():
             found = weights.get(name)
-            if ".net." not in name or not hasattr(found, "shape"):
+            if not name.startswith(networks) or not hasattr(found, "shape"):
                 continue
             # A birder file says what it is, and the backbone then names the lines to set.
             if tuple(found.shape) != tuple(own.shape) and not _is_birders(weights):

@@ -41,10 +41,9 @@ def use_rope_vit(
 
     It sets MODEL.BACKBONE.NAME (p3 to p7 where the heads read p7, else p2 to p6), MODEL.WEIGHTS,
     MODEL.ROPE_VIT.NAME and IMAGE_SIZE (PT_GRID_SIZE too, where the file has one), MODEL.PIXEL_MEAN
-    and PIXEL_STD, and INPUT.FORMAT; and SOLVER, see
-    :func:`solver_settings`. The statistics stand in the weights file alone, so published
-    weights that are not in the cache are downloaded. Keys of this project that the config lacks
-    are added.
+    and PIXEL_STD, and INPUT.FORMAT; and SOLVER, see :func:`solver_settings`. The statistics stand
+    in the weights file alone, so published weights that are not in the cache are downloaded. Keys
+    of this project that the config lacks are added.
 
     Args:
         cfg: a config of Detectron2's, `merge_from_file` and all done.

@@ -224,7 +224,7 @@ def _score(
             evaluator.reset()
             evaluator.process(*image)
             results = evaluator.evaluate()
-        except Exception as error:
+        except Exception as error:  # an evaluator of the user's may want more than one image
             words = " ".join(f"{type(error).__name__} {error}".split())
             lines.append(f"warning: the evaluator of dataset {name!r}, given one image: {words}")
     if score.missed:
@@ -257,11 +257,12 @@ def _named(output: str, values: Mapping[str, str], step: str) -> Iterator[None]:
     """Exceptions become one line with the step, and a traceback in a file."""
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:
-        file = Path(output, TRACEBACK_FILE)
-        file.write_text(traceback.format_exc(), "utf-8")
+    except InputError as error:
+        if error.__cause__ is None:
+            raise
+        raise InputError(f"{error}; the traceback is in {_write_traceback(output)}") from None
+    except Exception as error:  # of Detectron2's code, or the user's
+        file = _write_traceback(output)
         frames = traceback.extract_tb(error.__traceback__)
         users = [each for each in frames if not each.filename.startswith(_NOT_THE_USERS)]
         place = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
@@ -275,6 +276,12 @@ def _named(output: str, values: Mapping[str, str], step: str) -> Iterator[None]:
             f"{''.join(keys)}rehearsal, {step}: {type(error).__name__} {words}{place}; the "
             f"traceback is in {file}"
         ) from None
+
+
+def _write_traceback(output: str) -> Path:
+    file = Path(output, TRACEBACK_FILE)
+    file.write_text(traceback.format_exc(), "utf-8")
+    return file
 
 
 @contextlib.contextmanager

@@ -26,6 +26,12 @@ they return is clipped as SOLVER.CLIP_GRADIENTS says, scheduled, checkpointed an
 """
 
 
+def network_of(model: nn.Module) -> RoPEViT | None:
+    """The RoPE ViT of a detector; None: its backbone is another."""
+    net = getattr(getattr(model, "backbone", None), "net", None)
+    return net if isinstance(net, RoPEViT) else None
+
+
 def layer_decay_factor(name: str, decay: float, num_layers: int) -> float:
     """The factor on a parameter's learning rate (BEiT, arXiv 2106.08254; as ViTDet applies it).
 
@@ -60,8 +66,8 @@ def parameter_groups(
         base_lr: of pyramid and heads; the network's layers learn at a share of it.
         layer_decay: see :func:`layer_decay_factor`.
     """
-    net = getattr(model.backbone, "net", None)
-    if isinstance(net, RoPEViT):
+    net = network_of(model)
+    if net is not None:
         num_layers = len(net.encoder.block)
     else:
         num_layers, layer_decay = 0, 1.0
@@ -88,7 +94,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         InputError: an unknown optimizer, or a key that it does not read.
     """
     check_optimizer_config(cfg)
-    if not isinstance(getattr(model.backbone, "net", None), RoPEViT):
+    if network_of(model) is None:
         warn_of_high_rate(cfg)  # the builder of a RoPE ViT has looked at it
     groups = parameter_groups(
         model,

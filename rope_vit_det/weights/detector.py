@@ -67,7 +67,7 @@ def read_detector(
         beside = path.with_name(RUN_CONFIG)
         config_file = beside if beside.is_file() else None
     if config_file is not None:
-        info = read_run_config(config_file)
+        info = info_of_run_config(config_file)
     if info is None and head is not None:
         info = head[1]
     if info is None:
@@ -100,7 +100,7 @@ def read_detector(
     return state, info, _notes(head_state, head_from)
 
 
-def read_run_config(path: str | os.PathLike[str]) -> WeightsInfo:
+def info_of_run_config(path: str | os.PathLike[str]) -> WeightsInfo:
     """What the `config.yaml` of a run, of yaml configs or of a LazyConfig, says of its backbone.
 
     Raises:

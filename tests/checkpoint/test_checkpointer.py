@@ -49,3 +49,14 @@ def test_a_detector_of_other_classes_is_not_evaluated(tmp_path):
     reader = DetectorCheckpointer(nn.Linear(3, 2), classes=others, whole=True)
     with pytest.raises(InputError, match=r"model_final\.pth: .*categories"):
         reader.load(str(tmp_path / "model_final.pth"))
+
+
+def test_another_network_under_the_same_name_is_not_told_to_set_ours(tmp_path):
+    def detector(width):
+        return nn.ModuleDict({"backbone": nn.ModuleDict({"net": nn.Linear(3, width)})})
+
+    DetectorCheckpointer(detector(2), str(tmp_path)).save("model_final")
+    path = str(tmp_path / "model_final.pth")
+    DetectorCheckpointer(detector(4)).load(path)  # Detectron2 leaves it out, with a log line
+    with pytest.raises(InputError, match=r"backbone\.net\.weight has shape .* take the config"):
+        DetectorCheckpointer(detector(4), whole=True).load(path)

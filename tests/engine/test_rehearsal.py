@@ -48,6 +48,19 @@ def test_the_users_exception_is_one_line_with_key_file_and_line(tmp_path, proces
     assert (tmp_path / TRACEBACK_FILE).exists()
 
 
+def _fail_with_cause():
+    try:
+        _fail()
+    except OverflowError as error:
+        raise InputError("the ground truth is sour") from error
+
+
+def test_a_known_error_keeps_the_traceback_of_its_cause(tmp_path):
+    with pytest.raises(InputError, match=f"^the ground truth is sour; .*{TRACEBACK_FILE}$"):
+        _rehearse(tmp_path, _fail_with_cause)
+    assert "in _fail\n" in (tmp_path / TRACEBACK_FILE).read_text()
+
+
 def test_random_numbers_go_on_as_without_it(tmp_path):
     _seed()
     expected = _draws()

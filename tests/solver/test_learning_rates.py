@@ -1,6 +1,8 @@
 """The table of learning rates says what the optimizer does."""
 
+import torch
 from detectron2.modeling import build_model
+from torch import nn
 
 from rope_vit_det.solver.learning_rates import learning_rate_table
 from rope_vit_det.solver.optimizers import build_optimizer
@@ -26,3 +28,10 @@ def test_every_weight_is_in_a_row_with_its_rate(detector_cfg):
     assert rates["backbone.net.encoder.block.9"] == "0.0125"
     assert rates["roi_heads.box_head"] == rates["proposal_generator"] == "0.1"
     assert {row[2] for row in rows if "frozen" not in " ".join(row)} == {"0.25", "0.0"}
+
+
+def test_another_network_under_the_same_name_has_no_stem_of_ours():
+    model = nn.ModuleDict({"backbone": nn.ModuleDict({"net": nn.Linear(3, 2)})})
+    table = learning_rate_table(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    (row,) = table.splitlines()[2:]
+    assert row.split() == ["backbone", "0.1", "0", "8"]
