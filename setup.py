@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import build_meta, find_packages, setup
 from setuptools.build_meta import *  # noqa: F403 (the other hooks)
@@ -34,10 +35,11 @@ def prepare_metadata_for_build_editable(metadata_directory, config_settings=None
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
-    if metadata_directory is None:  # else pip has asked for the metadata already
-        name = prepare_metadata_for_build_editable(wheel_directory, config_settings)
-        metadata_directory = Path(wheel_directory, name)
-    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+    # pip names the .dist-info that it has, setuptools looks for one in what is named, and writes
+    # another where it finds none: so it gets a folder with ours.
+    with TemporaryDirectory() as folder:
+        prepare_metadata_for_build_editable(folder, config_settings)
+        return build_meta.build_editable(wheel_directory, config_settings, folder)
 
 
 if __name__ == "__main__":
