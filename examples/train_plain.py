@@ -17,7 +17,7 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.evaluation import COCOEvaluator
 
 import rope_vit_det
-from rope_vit_det.data.demo.dataset import register_demo_dataset
+from rope_vit_det.data import register_demo_dataset
 
 
 class Trainer(DefaultTrainer):
