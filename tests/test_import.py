@@ -120,10 +120,10 @@ else:
     "imports",
     [
         "import rope_vit_det",
-        "import rope_vit_det, detectron2.engine",
+        pytest.param("import rope_vit_det, detectron2.engine", marks=pytest.mark.slow),
         "import detectron2.modeling, rope_vit_det",
-        "from rope_vit_det import RoPEViTPyramid",
-        "import rope_vit_det.data",
+        pytest.param("from rope_vit_det import RoPEViTPyramid", marks=pytest.mark.slow),
+        pytest.param("import rope_vit_det.data", marks=pytest.mark.slow),
     ],
 )
 def test_the_backbones_register_whichever_is_imported_first(imports):

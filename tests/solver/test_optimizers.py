@@ -105,7 +105,8 @@ class _Blocks(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone = nn.Module()
-        self.backbone.net = create_backbone("rope_vit_reg4_demo16")
+        small = dict(num_layers=2, hidden_dim=32, num_heads=2, mlp_dim=48)
+        self.backbone.net = create_backbone("rope_vit_reg4_demo16", **small)
         self.head = nn.Linear(4, 4)
 
 
