@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ..errors import InputError
-from ..models.variants import VARIANTS
+from ..models.variants import VARIANTS, check_network
 from ..utils.arguments import is_number, is_share, is_whole_number
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # The network: a key of `rope_vit_det.models.VARIANTS`.
     net.NAME = "rope_vit_reg4_b14"
     # Pixels, a side or [h, w], at which the weights were trained: it sets the size of the absolute
-    # position table, not that of the input. None: 224.
+    # position table, not that of the input. None: what the architecture says.
     net.IMAGE_SIZE = None
     # Pixels between patches. 16 is the only one the pyramids take: Detectron2's poolers want powers
     # of two. A kernel of another size is resampled. The neck alone can have its own patch size.
@@ -157,7 +157,10 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
     def check(key: str, ok: bool, allowed: str) -> None:
         check_key(cfg, f"MODEL.ROPE_VIT.{key}", ok, allowed)
 
-    check("NAME", isinstance(net.NAME, str) and net.NAME in VARIANTS, ", ".join(sorted(VARIANTS)))
+    try:
+        check_network(net.NAME)
+    except ValueError as error:
+        raise InputError(f"MODEL.ROPE_VIT.NAME is {net.NAME!r}: {error}") from None
     patch = VARIANTS[net.NAME]["patch_size"]
     strides = sorted({PYRAMID_STRIDE, patch} if own_stride else {PYRAMID_STRIDE})
     check(

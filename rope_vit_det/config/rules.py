@@ -149,7 +149,7 @@ def check_nothing_is_none(cfg: CfgNode) -> None:
 
 def leaves(cfg: CfgNode, path: str = "") -> list[tuple[str, Any]]:
     """All keys in full, with their values."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for key, value in cfg.items():
         inner = isinstance(value, CfgNode)
         found += leaves(value, f"{path}{key}.") if inner else [(path + key, value)]
@@ -169,5 +169,5 @@ def check_device(cfg: CfgNode) -> None:
     known = device is not None and device.type in ("cuda", "cpu")
     check_key(cfg, "MODEL.DEVICE", known, "'cuda' (this falls to the CPU without a GPU) or 'cpu'")
     gpus = torch.cuda.device_count()
-    if gpus and device.index is not None and device.index >= gpus:
+    if gpus and device is not None and device.index is not None and device.index >= gpus:
         raise InputError(f"MODEL.DEVICE is {name!r}; this machine has {gpus} GPUs")

@@ -1,13 +1,37 @@
 """Multi-head self-attention with rotary positions, over the whole grid or over windows."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .rope import Rotation, apply_rotary
+from .rope import Rotation, apply_rotary, random_frequencies, rotary_table
 from .windows import WindowGroup, num_tokens
+
+QKVBias = Literal["qkv", "qv", ""]
+
+
+class QueryValueBias(nn.Linear):
+    """A linear layer to queries, keys and values of which the keys have no bias.
+
+    BEiT (arXiv 2106.08254) and what follows it: the softmax does not see a bias of the keys that is
+    not turned. ``bias`` holds those of queries and values, (2 * dim,).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim, bias=False)
+        self.bias = nn.Parameter(torch.zeros(2 * dim))
+
+    def whole_bias(self) -> Tensor:
+        """(3 * dim,), with zeros for the keys."""
+        q, v = self.bias.chunk(2)
+        return torch.cat((q, torch.zeros_like(q), v))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., 3 * dim)."""
+        return F.linear(x, self.weight, self.whole_bias())
 
 
 class RotaryAttention(nn.Module):
@@ -21,6 +45,8 @@ class RotaryAttention(nn.Module):
         num_special_tokens: int,
         rotation: Rotation = "halves",
         norm: nn.Module | None = None,
+        qkv_bias: QKVBias = "qkv",
+        learned_rope_temperature: float | None = None,
     ) -> None:
         """
         Args:
@@ -29,6 +55,10 @@ class RotaryAttention(nn.Module):
                 where attention is windowed.
             norm: applied to the heads' concatenated output before the projection, as in NormFormer
                 (arXiv 2110.09456) and EVA-02 (arXiv 2303.11331, section 2.1).
+            qkv_bias: which of queries, keys and values have a bias: all, "qv" or none ("").
+            learned_rope_temperature: learn the frequencies of the rotation, from ones of this
+                temperature on (:func:`~rope_vit_det.layers.rope.random_frequencies`); None: they
+                are in the table.
         """
         super().__init__()
         if dim % num_heads != 0:
@@ -36,12 +66,21 @@ class RotaryAttention(nn.Module):
         self.num_heads = num_heads
         self.num_special_tokens = num_special_tokens
         self.rotation = rotation
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv: nn.Linear
+        if qkv_bias == "qv":
+            self.qkv = QueryValueBias(dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "qkv")
+        self.frequencies: nn.Parameter | None = None
+        if learned_rope_temperature is not None:
+            start = random_frequencies(dim // num_heads, num_heads, learned_rope_temperature)
+            self.frequencies = nn.Parameter(start)
         self.norm = nn.Identity() if norm is None else norm
         self.proj = nn.Linear(dim, dim)
         for linear in (self.qkv, self.proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def forward(
         self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
@@ -49,13 +88,16 @@ class RotaryAttention(nn.Module):
         """
         Args:
             x: (B, S + N, C), special tokens first.
-            rope: (2, S + N, C / num_heads), the table of these tokens.
+            rope: (2, S + N, C / num_heads), the table of these tokens; (1, S + N, 2), their
+                positions, where frequencies are learned.
             windows: the runs of windows among the N patch tokens; None: attention over all.
 
         Returns:
             Tensor: (B, S + N, C).
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S + N, 3, H, D)
+        if self.frequencies is not None:
+            rope = self.table_of(rope).to(qkv.dtype)
         q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
         # A copy, so that the backward pass does not keep all of qkv for the sake of this third.
         v = qkv[:, :, 2].contiguous()
@@ -64,6 +106,13 @@ class RotaryAttention(nn.Module):
         else:
             x = attend_windows(q, k, v, self.num_special_tokens, windows)
         return self.proj(self.norm(x.flatten(2)))
+
+    def table_of(self, positions: Tensor) -> Tensor:
+        """Positions (1, N, 2) to a table of each head, (2, N, H, D), float32."""
+        assert self.frequencies is not None
+        y, x = positions[0, :, :, None, None].unbind(1)  # (N, 1, 1)
+        angles = y * self.frequencies[0].float() + x * self.frequencies[1].float()
+        return rotary_table(angles, self.rotation, "repeated")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -98,11 +147,11 @@ def attend_windows(
     """
     # Split rather than sliced: a graph for many sizes then knows that the parts make up the whole.
     sizes = [num_special_tokens, num_tokens(windows)]
-    special, patches = zip(*(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
-    within = attend_within(*patches, *special[1:], windows, attend)
+    (q_s, q_p), (k_s, k_p), (v_s, v_p) = (t.split(sizes, dim=1) for t in (q, k, v))
+    within = attend_within(q_p, k_p, v_p, k_s, v_s, windows, attend)
     if num_special_tokens == 0:
         return within
-    return torch.cat((attend(special[0], k, v), within), dim=1)
+    return torch.cat((attend(q_s, k, v), within), dim=1)
 
 
 def attend_within(

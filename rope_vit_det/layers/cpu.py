@@ -37,7 +37,7 @@ from torchvision.ops import StochasticDepth
 
 from ..utils.torch_private import are_watched, has_onednn_linear, onednn_linear
 from . import attention
-from .attention import RotaryAttention, attend_windows, attend_within
+from .attention import QueryValueBias, RotaryAttention, attend_windows, attend_within
 from .graphs import is_building_graph
 from .mlp import FeedForward, LayerScale, SwiGLU
 from .rope import apply_rotary
@@ -54,7 +54,16 @@ _PART_TOKENS = 1200
 # number of keys: 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
 _MAX_PLAIN_KEYS = 1024
 # What the parts of a block may be.
-_LAYERS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.Identity, StochasticDepth, LayerScale)
+_LAYERS = (
+    nn.Linear,
+    QueryValueBias,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GELU,
+    nn.Identity,
+    StochasticDepth,
+    LayerScale,
+)
 
 
 def _supported(*capabilities: str) -> bool:
@@ -141,10 +150,13 @@ def takes(block: Block, x: Tensor) -> bool:
     """
     if is_building_graph() or x.device.type != "cpu" or not (_ENABLED or _is_inference(block)):
         return False
-    if type(block.attn) is not RotaryAttention or type(block.mlp) not in (FeedForward, SwiGLU):
+    attn = block.attn
+    if type(attn) is not RotaryAttention or attn.frequencies is not None:
+        return False
+    if type(block.mlp) not in (FeedForward, SwiGLU):
         return False
     block_itself, *parts = block.modules()
-    own = {block.attn, block.mlp}
+    own = {attn, block.mlp}
     return not are_watched((block_itself, *parts)) and all(
         type(part) in _LAYERS or part in own for part in parts
     )
@@ -202,10 +214,13 @@ def _windows_by_parts(
     rows = slice(0, special_tokens + num_tokens(first))
     q, k, v = _project(block, x[:, rows], rope[:, rows])
     sizes = [special_tokens, num_tokens(first)]
-    (q_special, *special), patches = zip(*(t.split(sizes, 1) for t in (q, k, v)), strict=True)
+    (q_special, q), (k_special, k_first), (v_special, v_first) = (
+        t.split(sizes, 1) for t in (q, k, v)
+    )
     seen = RunningAttention(q_special)
     seen.add(k, v)
-    found_first, rows_first = attend_within(*patches, *special, first, attend), rows
+    special = (k_special, v_special)
+    found_first, rows_first = attend_within(q, k_first, v_first, *special, first, attend), rows
 
     for part in others:
         rows = slice(rows.stop, rows.stop + num_tokens(part))
@@ -269,7 +284,8 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``; of a float32 linear layer by oneDNN where that is faster than MKL."""
     grad = torch.is_grad_enabled()
     if (
-        type(layer) is not nn.Linear
+        not isinstance(layer, nn.Linear)
+        or type(layer) not in (nn.Linear, QueryValueBias)
         or not (_ENABLED if grad else _ENABLED_IN_INFERENCE)
         or x.dtype != torch.float32
         or layer.weight.dtype != torch.float32
@@ -278,7 +294,8 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     ):
         return layer(x)
     product = _Linear.apply if grad else onednn_linear
-    return product(x, layer.weight, layer.bias)
+    bias = layer.whole_bias() if isinstance(layer, QueryValueBias) else layer.bias
+    return product(x, layer.weight, bias)
 
 
 class _Linear(torch.autograd.Function):

@@ -28,6 +28,7 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(in_channels, dim, patch_size, stride=stride, bias=bias)
         self.patch_stride = stride
         matrix = None if stride == patch_size else pseudo_inverse_resize(patch_size, stride)
+        self.resize_matrix: Tensor | None
         self.register_buffer("resize_matrix", matrix, persistent=False)
         nn.init.trunc_normal_(self.weight, std=math.sqrt(1 / self.weight[0].numel()))
         if self.bias is not None:
@@ -73,7 +74,7 @@ def interpolate_position_table(
         new_grid: the (h, w) that is wanted.
         num_special_tokens: S; their entries stay as they are.
         antialias: birder's networks do without in the forward pass, and with it where a table is
-            resampled for good.
+            resampled for good; timm's do with it in both.
 
     Returns:
         Tensor: (1, S + new_h*new_w, C), bicubic, in the table's dtype.
@@ -93,6 +94,8 @@ def tile_position_table(
     new_grid: tuple[int, int],
     tile: tuple[int, int],
     num_special_tokens: int,
+    *,
+    antialias: bool = False,
 ) -> Tensor:
     """Repeats a learned absolute position table over a grid, one tile after the other.
 
@@ -102,7 +105,8 @@ def tile_position_table(
     are cropped, as windows are.
 
     Args:
-        table, old_grid, new_grid, num_special_tokens: as of :func:`interpolate_position_table`.
+        table, old_grid, new_grid, num_special_tokens, antialias: as of
+            :func:`interpolate_position_table`.
         tile: (h, w) of one tile, to which the table is interpolated first; along an axis that is
             shorter, the tile is as long as the axis.
 
@@ -110,7 +114,9 @@ def tile_position_table(
         Tensor: (1, S + new_h*new_w, C) in the table's dtype.
     """
     tile = (min(tile[0], new_grid[0]), min(tile[1], new_grid[1]))
-    table = interpolate_position_table(table, old_grid, tile, num_special_tokens)
+    table = interpolate_position_table(
+        table, old_grid, tile, num_special_tokens, antialias=antialias
+    )
     if tile == new_grid:
         return table
     special, grid = table[:, :num_special_tokens], table[:, num_special_tokens:]

@@ -6,7 +6,7 @@ for Vision Transformer" (arXiv 2403.13298, section 3.2, axial frequencies).
 
 import math
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .graphs import is_building_graph
 from .windows import to_windows
 
 Rotation = Literal["halves", "interleaved"]
+Angles = Literal["repeated", "tiled"]
 Indexing = Literal["ij", "xy"]
 
 
@@ -38,6 +39,9 @@ class RotaryEmbedding2D(nn.Module):
         indexing: Indexing = "ij",
         offset: int = 0,
         rotation: Rotation = "halves",
+        angles: Angles = "repeated",
+        unit_grid: tuple[int, int] | None = None,
+        learned: bool = False,
     ) -> None:
         """
         Args:
@@ -48,6 +52,15 @@ class RotaryEmbedding2D(nn.Module):
             offset: position of the first cell along each axis.
             rotation: "halves" turns channel i together with i + head_dim/2, "interleaved" turns
                 neighbouring channels.
+            angles: "repeated" has each angle for two neighbouring channels, "tiled" all of them for
+                the first half of the channels, and again for the second. Only "interleaved" with
+                "repeated" and "halves" with "tiled" turn both channels of a pair by one angle;
+                birder's networks mix "halves" with "repeated".
+            unit_grid: positions run from the centre of the grid, in which this many cells (h, w)
+                span -1 to 1, and angles are 2*pi times as large (DINOv3, arXiv 2508.10104, section
+                3.2). None: positions are the cells' indices.
+            learned: the blocks have frequencies of their own
+                (:class:`~rope_vit_det.layers.attention.RotaryAttention`), and get the positions.
         """
         super().__init__()
         if head_dim % 4 != 0:
@@ -57,7 +70,10 @@ class RotaryEmbedding2D(nn.Module):
         self.indexing = indexing
         self.offset = offset
         self.rotation = rotation
-        self._tables: OrderedDict[tuple, Tensor] = OrderedDict()
+        self.angles = angles
+        self.unit_grid = unit_grid
+        self.learned = learned
+        self._tables: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 
     def forward(
         self,
@@ -85,7 +101,8 @@ class RotaryEmbedding2D(nn.Module):
             scale: a factor on all positions, as of :func:`random_scale`.
 
         Returns:
-            Tensor: (2, num_special_tokens + h*w, head_dim), cosines and signed sines.
+            Tensor: (2, num_special_tokens + h*w, head_dim), cosines and signed sines; of learned
+            frequencies the positions, (1, num_special_tokens + h*w, 2), float32.
         """
         key = (grid, window, windowed_order, pt_grid_size, num_special_tokens, device, dtype)
         if scale is not None:  # good for one forward pass
@@ -121,34 +138,31 @@ class RotaryEmbedding2D(nn.Module):
         dtype: torch.dtype,
         scale: Tensor | None = None,
     ) -> Tensor:
-        angles = self._angles(grid, window, pt_grid_size, device)  # (h, w, head_dim)
+        coords = self._positions(grid, window, pt_grid_size, device)  # (h, w, 2)
         if scale is not None:
-            angles = angles * scale
+            coords = coords * scale
         if windowed_order is not None:
-            angles = to_windows(angles[None], windowed_order)[0]  # (h*w, head_dim)
+            coords = to_windows(coords[None], windowed_order)[0]  # (h*w, 2)
         else:
-            angles = angles.flatten(0, 1)
-        sign = torch.ones(self.head_dim, device=device)
-        if self.rotation == "halves":
-            sign[: self.head_dim // 2] = -1.0
-        else:
-            sign[::2] = -1.0
-        table = torch.stack((angles.cos(), angles.sin() * sign))
-        # Cosine 1 and sine 0 leave the special tokens as they are, without a split and a concat.
-        special = table.new_zeros(2, num_special_tokens, self.head_dim)
-        special[0] = 1.0
-        return torch.cat((special, table), dim=1).to(dtype)
+            coords = coords.flatten(0, 1)
+        # At position 0 nothing is turned: special tokens need neither a split nor a concat later.
+        coords = torch.cat((coords.new_zeros(num_special_tokens, 2), coords))
+        if self.learned:
+            return coords[None]
+        exponent = torch.arange(self.head_dim // 4, device=device) / (self.head_dim // 4)
+        bands = 1.0 / self.temperature**exponent
+        if self.unit_grid is not None:
+            bands = bands * (2 * math.pi)
+        angles = (coords[..., None] * bands).flatten(-2)
+        return rotary_table(angles, self.rotation, self.angles).to(dtype)
 
-    def _angles(
+    def _positions(
         self,
         grid: tuple[int, int],
         window: tuple[int, int] | None,
         pt_grid_size: tuple[int, int] | None,
         device: torch.device,
     ) -> Tensor:
-        num_bands = self.head_dim // 4
-        exponent = torch.arange(num_bands, device=device) / num_bands
-        bands = 1.0 / self.temperature**exponent
         axes = []
         for axis, size in enumerate(grid):
             span = size if window is None else window[axis]
@@ -156,22 +170,60 @@ class RotaryEmbedding2D(nn.Module):
             if window is not None:
                 cells = cells % span
             cells = cells + self.offset
-            axes.append(cells / span * (span if pt_grid_size is None else pt_grid_size[axis]))
+            length = span if pt_grid_size is None else pt_grid_size[axis]
+            if self.unit_grid is None:
+                axes.append(cells / span * length)
+            else:
+                axes.append((2 * ((cells + 0.5) / span) - 1) * (length / self.unit_grid[axis]))
         y, x = torch.meshgrid(*axes, indexing="ij")
-        coords = torch.stack((y, x) if self.indexing == "ij" else (x, y), dim=-1)  # (h, w, 2)
-        # Each angle stands twice in a row, also where the rotation then pairs halves: that mixture
-        # is birder's, and the published weights were trained with it.
-        return (coords[..., None] * bands).flatten(-2).repeat_interleave(2, dim=-1)
+        return torch.stack((y, x) if self.indexing == "ij" else (x, y), dim=-1)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of a model need no tables: they are rebuilt on demand.
         return {**self.__dict__, "_tables": OrderedDict()}
 
     def extra_repr(self) -> str:
         return (
             f"head_dim={self.head_dim}, temperature={self.temperature}, "
-            f"indexing={self.indexing!r}, offset={self.offset}, rotation={self.rotation!r}"
+            f"indexing={self.indexing!r}, offset={self.offset}, rotation={self.rotation!r}, "
+            f"angles={self.angles!r}, unit_grid={self.unit_grid}, learned={self.learned}"
         )
+
+
+def rotary_table(angles: Tensor, rotation: Rotation, order: Angles) -> Tensor:
+    """The table that :func:`apply_rotary` takes.
+
+    Args:
+        angles: (..., head_dim / 2).
+        order: of the angles over the channels, see :class:`RotaryEmbedding2D`.
+
+    Returns:
+        Tensor: (2, ..., head_dim), cosines and signed sines.
+    """
+    if order == "tiled":
+        angles = torch.cat((angles, angles), dim=-1)
+    else:
+        angles = angles.repeat_interleave(2, dim=-1)
+    sign = torch.ones(angles.shape[-1], device=angles.device)
+    if rotation == "halves":
+        sign[: len(sign) // 2] = -1.0
+    else:
+        sign[::2] = -1.0
+    return torch.stack((angles.cos(), angles.sin() * sign))
+
+
+def random_frequencies(head_dim: int, num_heads: int, temperature: float) -> Tensor:
+    """Frequencies of a block to start learning from, each head's axes turned at random.
+
+    "RoPE-Mixed" (arXiv 2403.13298, section 3.2).
+
+    Returns:
+        Tensor: (2, num_heads, head_dim / 2), of the two coordinates.
+    """
+    bands = 1.0 / temperature ** (torch.arange(head_dim // 4) / (head_dim // 4))
+    turns = torch.rand(num_heads, 1) * 2 * math.pi + torch.tensor([[0.0], [math.pi / 2]])[:, None]
+    both = torch.stack((turns.cos() * bands, turns.sin() * bands))  # (2, 2, num_heads, bands)
+    return both.transpose(1, 2).flatten(2)
 
 
 def random_scale(most: float, device: torch.device) -> Tensor:
@@ -193,14 +245,14 @@ def apply_rotary(x: Tensor, table: Tensor, rotation: Rotation, *, in_place: bool
 
     Args:
         x: (B, N, ..., head_dim).
-        table: (2, N, head_dim) from :class:`RotaryEmbedding2D`.
+        table: (2, N, head_dim), or (2, N, num_heads, head_dim), of :func:`rotary_table`.
         rotation: as the table was built for.
         in_place: writes the result into ``x``.
 
     Returns:
         Tensor: the shape and dtype of ``x``.
     """
-    shape = (table.shape[1],) + (1,) * (x.dim() - 3) + (table.shape[2],)
+    shape = (table.shape[1],) + (1,) * (x.dim() - table.dim()) + table.shape[2:]
     cos, sin = table[0].view(shape), table[1].view(shape)
     if rotation == "halves":
         partner = x.roll((x.shape[-1] // 2,), dims=(-1,))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import InputError
 from ..layers.patch_embed import PatchEmbed, resample_kernel
 from .rope_vit import RoPEViT
-from .variants import VARIANTS, create_model
+from .variants import check_network, create_model
 
 _aten = torch.ops.aten
 # By name, the first that matches.
@@ -76,10 +76,10 @@ def network_tables(
     Raises:
         InputError: for an unknown network.
     """
-    if name not in VARIANTS:
-        raise InputError(
-            f"--network {name}: no such network; there are: {', '.join(sorted(VARIANTS))}"
-        )
+    try:
+        check_network(name)
+    except ValueError as error:
+        raise InputError(f"--network {name}: {error}") from None
     size = padded_size(size, patch_stride)
     tables = []
     for window in window_sizes:
@@ -168,10 +168,10 @@ def count_complexity(
     # Attention, which does not store its scores.
     stored |= dict.fromkeys((_aten.bmm, _aten.baddbmm), lambda *args, **kwargs: 0)
     flops = FlopCounterMode(display=False)
-    activations = FlopCounterMode(display=False, custom_mapping=stored)
-    with torch.inference_mode(), activations, flops:
+    stores = FlopCounterMode(display=False, custom_mapping=stored)
+    with torch.inference_mode(), stores, flops:
         model(inputs)
-    operations, activations = _by_part(flops, part_of), _by_part(activations, part_of)
+    operations, activations = _by_part(flops, part_of), _by_part(stores, part_of)
     return {
         # A multiply-add is two operations.
         part: Complexity(parameters[part], operations[part] // 2, activations[part])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..layers import cpu
-from ..layers.attention import RotaryAttention
+from ..layers.attention import QKVBias, RotaryAttention
 from ..layers.mlp import FeedForward, LayerScale, SwiGLU
 from ..layers.rope import Rotation
 from ..layers.windows import WindowGroup
@@ -19,7 +19,7 @@ class Encoder(nn.Module):
     def __init__(self, blocks: list["EncoderBlock"], *, pre_norm: nn.Module | None) -> None:
         super().__init__()
         self.pre_block = nn.Sequential(*([] if pre_norm is None else [pre_norm]))
-        self.block = nn.ModuleList(blocks)
+        self.block: Sequence[EncoderBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
 
 
 class EncoderBlock(nn.Module):
@@ -38,6 +38,8 @@ class EncoderBlock(nn.Module):
         layer_scale_init_value: float | None,
         drop_path: float,
         rotation: Rotation,
+        qkv_bias: QKVBias = "qkv",
+        learned_rope_temperature: float | None = None,
     ) -> None:
         """
         Args:
@@ -54,6 +56,7 @@ class EncoderBlock(nn.Module):
             drop_path: share of the samples that skip a branch in training.
             rotation: which channels of queries and keys are turned together; see
                 :class:`~rope_vit_det.layers.rope.RotaryEmbedding2D`.
+            qkv_bias, learned_rope_temperature: of :class:`RotaryAttention`.
         """
         super().__init__()
 
@@ -69,6 +72,8 @@ class EncoderBlock(nn.Module):
             num_special_tokens=num_special_tokens,
             rotation=rotation,
             norm=norm(dim) if attn_norm else None,
+            qkv_bias=qkv_bias,
+            learned_rope_temperature=learned_rope_temperature,
         )
         self.layer_scale_1 = layer_scale()
         self.norm2 = norm(dim)
@@ -78,7 +83,7 @@ class EncoderBlock(nn.Module):
         else:
             self.mlp = SwiGLU(dim, mlp_dim, norm=norm(mlp_dim) if mlp_layer != "SwiGLU" else None)
         self.layer_scale_2 = layer_scale()
-        self.drop_path: nn.Module = StochasticDepth(drop_path, mode="row")
+        self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(
         self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..layers.attention import QKVBias
 from ..layers.cpu import is_slow_bf16_autocast
 from ..layers.graphs import is_building_graph
 from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
-from ..layers.rope import Indexing, RotaryEmbedding2D, Rotation, random_scale
+from ..layers.rope import Angles, Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
 from ..utils.arguments import (
     are_blocks,
@@ -24,6 +25,7 @@ from ..utils.arguments import (
     is_pair,
     is_share,
     is_whole_number,
+    to_pair,
 )
 from .encoder import Encoder, EncoderBlock
 
@@ -32,6 +34,7 @@ from .encoder import Encoder, EncoderBlock
 _MAX_GRAPHS = 256
 
 PtGridSize = tuple[int, int] | Literal["count"] | None
+Pooling = Literal["class_token", "mean"] | None
 
 
 class RoPEViT(nn.Module):
@@ -52,20 +55,29 @@ class RoPEViT(nn.Module):
         mlp_dim: int,
         num_reg_tokens: int = 0,
         class_token: bool = True,
+        pos_embed: bool = True,
         pos_embed_special_tokens: bool = True,
+        pos_embed_antialias: bool = False,
         pre_norm: bool = False,
         post_norm: bool = True,
         norm_layer: Literal["LayerNorm", "RMSNorm"] = "LayerNorm",
         norm_eps: float = 1e-6,
         mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"] = "FeedForward",
         attn_norm: bool = False,
+        qkv_bias: QKVBias = "qkv",
         layer_scale_init_value: float | None = None,
+        pooling: Pooling = None,
+        norm_pooled: bool = False,
         attn_pool_num_heads: int | None = None,
+        attn_pool_mlp_dim: int | None = None,
         attn_pool_special_tokens: bool = False,
         rope_rotation: Rotation = "halves",
         rope_indexing: Indexing = "ij",
         rope_offset: int = 0,
         rope_temperature: float = 100.0,
+        rope_angles: Angles = "repeated",
+        rope_centred: bool = False,
+        rope_learned: bool = False,
         default_pt_grid_size: tuple[int, int] | None = None,
         num_classes: int = 0,
         image_size: tuple[int, int] = (224, 224),
@@ -88,17 +100,26 @@ class RoPEViT(nn.Module):
             hidden_dim: channels of a token.
             mlp_dim: hidden channels of the feed-forward layers.
             num_reg_tokens, class_token: the special tokens.
-            pos_embed_special_tokens: whether the absolute position table has entries for them.
+            pos_embed: whether there is a learned absolute position table.
+            pos_embed_special_tokens: whether it has entries for the special tokens.
+            pos_embed_antialias: whether it is interpolated with antialiasing.
             pre_norm: normalises the tokens before the first block (the stem then has no bias).
             norm_layer, norm_eps: class in ``torch.nn`` of all norms, and their epsilon.
             mlp_layer: linear, GELU, linear; or gated (SwiGLU), with a norm before its last layer.
+            qkv_bias: which of queries, keys and values have a bias: all, "qv" or none ("").
             layer_scale_init_value: of the learned scale of each residual branch; None: no scale.
             post_norm: normalises them after the last one (not for :meth:`detection_features`).
             attn_norm: normalises the attention output before its projection.
-            attn_pool_num_heads: pools by attention; None: the class token, or else the mean.
+            pooling: the embedding is the class token or the mean of the patch tokens. None: the
+                class token, where there is one.
+            norm_pooled: the last norm is that of the embedding, not of the tokens.
+            attn_pool_num_heads: pools by attention instead; None: does not.
+            attn_pool_mlp_dim: hidden channels of its feed-forward layer; None: ``mlp_dim``.
             attn_pool_special_tokens: whether that attention sees the special tokens.
-            rope_rotation, rope_indexing, rope_offset, rope_temperature: see
+            rope_rotation, rope_indexing, rope_offset, rope_temperature, rope_angles: see
                 :class:`~rope_vit_det.layers.rope.RotaryEmbedding2D`.
+            rope_centred: positions run from the centre, from -1 to 1 over ``default_pt_grid_size``.
+            rope_learned: every block learns the frequencies of its heads.
             default_pt_grid_size: what ``pt_grid_size=None`` means; None: positions count.
             num_classes: 0: no classifier, calling the model returns the embedding.
             image_size: (H, W) in pixels that the absolute position table belongs to.
@@ -161,12 +182,18 @@ class RoPEViT(nn.Module):
             is_share(drop_path_rate),
             "None (the architecture's) or a number from 0 to below 1",
         )
+        check_argument(
+            "tile_pos_embed",
+            tile_pos_embed,
+            pos_embed or not tile_pos_embed,
+            "False for a network without an absolute position table",
+        )
         classes = "0 (no classifier) or a whole number of classes"
         check_argument("num_classes", num_classes, is_whole_number(num_classes), classes)
         if features_only:
             check_argument("num_classes", num_classes, not num_classes, "0 with features_only")
         if global_blocks is None:
-            global_blocks = {max(num_layers * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
+            global_blocks = [max(num_layers * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)]
         self.patch_size = patch_size
         self.patch_stride = patch_size if patch_stride is None else patch_stride
         self.hidden_dim = hidden_dim
@@ -180,7 +207,9 @@ class RoPEViT(nn.Module):
         self.features_only = features_only
         self.activation_checkpoint = activation_checkpoint
         self.compiled = compile
-        self._compiled_blocks: Callable | None = None
+        self._compiled_blocks: Callable[..., Tensor] | None = None
+        self.pooling = pooling or ("class_token" if class_token else "mean")
+        self.norm_pooled = norm_pooled
         self.attn_pool_special_tokens = attn_pool_special_tokens
         self.default_pt_grid_size = default_pt_grid_size
         self.pt_grid_size = pt_grid_size
@@ -193,14 +222,20 @@ class RoPEViT(nn.Module):
         self.reg_tokens = (
             nn.Parameter(torch.zeros(1, num_reg_tokens, hidden_dim)) if num_reg_tokens else None
         )
-        pos_length = self.pos_special_tokens + self.pos_grid[0] * self.pos_grid[1]
-        self.pos_embedding = nn.Parameter(torch.empty(1, pos_length, hidden_dim).normal_(std=0.02))
+        self.pos_embed_antialias = pos_embed_antialias
+        self.pos_embedding = None
+        if pos_embed:
+            length = self.pos_special_tokens + self.pos_grid[0] * self.pos_grid[1]
+            self.pos_embedding = nn.Parameter(torch.empty(1, length, hidden_dim).normal_(std=0.02))
         self.rope = RotaryEmbedding2D(
             hidden_dim // num_heads,
             temperature=rope_temperature,
             indexing=rope_indexing,
             offset=rope_offset,
             rotation=rope_rotation,
+            angles=rope_angles,
+            unit_grid=default_pt_grid_size if rope_centred else None,
+            learned=rope_learned,
         )
         self.encoder = Encoder(
             [
@@ -215,6 +250,8 @@ class RoPEViT(nn.Module):
                     layer_scale_init_value=layer_scale_init_value,
                     drop_path=drop_path_rate * i / max(num_layers - 1, 1),
                     rotation=rope_rotation,
+                    qkv_bias=qkv_bias,
+                    learned_rope_temperature=rope_temperature if rope_learned else None,
                 )
                 for i in range(num_layers)
             ],
@@ -223,9 +260,12 @@ class RoPEViT(nn.Module):
         self.norm = norm(hidden_dim) if post_norm and not features_only else nn.Identity()
         self.attn_pool = None
         if attn_pool_num_heads is not None and not features_only:
-            self.attn_pool = AttentionPool(hidden_dim, attn_pool_num_heads, mlp_dim)
-        self.classifier = nn.Linear(hidden_dim, num_classes) if num_classes else nn.Identity()
+            self.attn_pool = AttentionPool(
+                hidden_dim, attn_pool_num_heads, attn_pool_mlp_dim or mlp_dim
+            )
+        self.classifier: nn.Module = nn.Identity()
         if num_classes:
+            self.classifier = nn.Linear(hidden_dim, num_classes)
             nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
 
@@ -246,14 +286,18 @@ class RoPEViT(nn.Module):
             value is None or value == "count" or is_pair(value),
             'None, "count" or [h, w], whole numbers of 1 or more',
         )
-        self._pt_grid_size = tuple(value) if is_pair(value) else value
+        self._pt_grid_size: PtGridSize = to_pair(value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to logits (N, num_classes), or embeddings without a classifier."""
         return self.classifier(self.embedding(x))
 
-    def embedding(self, x: Tensor) -> Tensor:
+    def embedding(self, x: Tensor, *, pooling: Pooling = None) -> Tensor:
         """Images (N, 3, H, W), multiples of the patch stride, to embeddings (N, hidden_dim).
+
+        Args:
+            pooling: the class token or the mean of the patch tokens in place of the network's own
+                pooling; None: that.
 
         Raises:
             RuntimeError: the network was built for features only.
@@ -263,14 +307,24 @@ class RoPEViT(nn.Module):
                 "a network for features only has no final norm, pooling and classifier: call "
                 "detection_features(), or build one with rope_vit_det.create_model"
             )
+        check_argument(
+            "pooling",
+            pooling,
+            pooling in (None, "mean")
+            or (pooling == "class_token" and self.class_token is not None),
+            'None, "mean" or, where there is one, "class_token"',
+        )
         x, _ = self._encode(x)
-        x = self.norm(x)
+        if not self.norm_pooled:
+            x = self.norm(x)
         patches = x[:, self.num_special_tokens :]
-        if self.attn_pool is not None:
-            return self.attn_pool(x if self.attn_pool_special_tokens else patches)
-        if self.class_token is None:
-            return patches.mean(dim=1)
-        return x[:, self.num_reg_tokens]
+        if self.attn_pool is not None and pooling is None:
+            x = self.attn_pool(x if self.attn_pool_special_tokens else patches)
+        elif (pooling or self.pooling) == "mean":
+            x = patches.mean(dim=1)
+        else:
+            x = x[:, self.num_reg_tokens]
+        return self.norm(x) if self.norm_pooled else x
 
     def detection_features(self, x: Tensor) -> dict[str, Tensor]:
         """The patch tokens after the last block, before the final norm, as a feature map.
@@ -326,7 +380,8 @@ class RoPEViT(nn.Module):
             num_special_tokens=self.num_special_tokens,
             scale=scale,
             device=x.device,
-            dtype=self._attention_dtype(x),
+            # Learned frequencies meet positions, which are the same for all of them.
+            dtype=torch.float32 if self.rope.learned else self._attention_dtype(x),
         )
         global_rope = table()
         window_rope = windows = None
@@ -349,9 +404,8 @@ class RoPEViT(nn.Module):
         windows: list[WindowGroup] | None,
     ) -> Tensor:
         for i, block in enumerate(self.encoder.block):
-            if windows is None or i in self.global_blocks:
-                args = (x, global_rope)
-            else:
+            args: tuple[Any, ...] = (x, global_rope)
+            if windows is not None and i not in self.global_blocks:
                 args = (x, window_rope, windows)
             if self.activation_checkpoint and torch.is_grad_enabled():
                 x = checkpoint(block, *args, use_reentrant=False)
@@ -377,23 +431,28 @@ class RoPEViT(nn.Module):
         with dynamo.config.patch(recompile_limit=_MAX_GRAPHS, optimize_ddp=False):
             return self._compiled_blocks(x, *args)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles compile anew.
         return {**self.__dict__, "_compiled_blocks": None}
 
     def _add_special_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        table = (self.pos_embedding, self.pos_grid, grid)
-        if self.tile_pos_embed:
-            tile = (self.window_size, self.window_size) if self.window_size else self.pos_grid
-            pos = tile_position_table(*table, tile, self.pos_special_tokens)
-        else:
-            pos = interpolate_position_table(*table, self.pos_special_tokens)
+        pos = self._absolute_positions(grid)
         special = [t for t in (self.reg_tokens, self.class_token) if t is not None]
-        if self.pos_special_tokens == 0:
+        if pos is not None and not self.pos_special_tokens:
             x = x + pos
         if special:
             x = torch.cat([t.expand(x.shape[0], -1, -1).to(x.dtype) for t in special] + [x], dim=1)
-        return x + pos if self.pos_special_tokens else x
+        return x + pos if pos is not None and self.pos_special_tokens else x
+
+    def _absolute_positions(self, grid: tuple[int, int]) -> Tensor | None:
+        if self.pos_embedding is None:
+            return None
+        table = (self.pos_embedding, self.pos_grid, grid)
+        antialias, special = self.pos_embed_antialias, self.pos_special_tokens
+        if not self.tile_pos_embed:
+            return interpolate_position_table(*table, special, antialias=antialias)
+        tile = (self.window_size, self.window_size) if self.window_size else self.pos_grid
+        return tile_position_table(*table, tile, special, antialias=antialias)
 
     def _window(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         """The window (h, w) on this grid; None where it covers the grid, or no block has one."""
@@ -440,8 +499,7 @@ class RoPEViT(nn.Module):
         if num_blocks == -1:
             self.requires_grad_(False)
             return
-        self.pos_embedding.requires_grad_(False)
-        for tokens in (self.class_token, self.reg_tokens):
+        for tokens in (self.pos_embedding, self.class_token, self.reg_tokens):
             if tokens is not None:
                 tokens.requires_grad_(False)
         for module in (self.conv_proj, self.encoder.pre_block, *blocks):

@@ -1,10 +1,14 @@
-"""Named architectures, as data; names and values are birder's (`birder.net._rope_vit_configs`)."""
+"""Named architectures, as data.
 
+Names and values are birder's (`birder.net._rope_vit_configs`) and timm's (`timm.models.eva`).
+"""
+
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import did_you_mean
-from ..utils.arguments import is_whole_number
+from ..utils.arguments import to_pair
 from .rope_vit import PtGridSize, RoPEViT
 
 _DEMO = dict(hidden_dim=192, num_layers=4, num_heads=3, mlp_dim=768)
@@ -100,6 +104,184 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# timm's (Apache-2.0): DINOv3 (arXiv 2508.10104), LingBot-Vision (arXiv 2607.05247), EVA-02 (arXiv
+# 2303.11331), Perception Encoder (arXiv 2504.13181), RoPE-ViT (arXiv 2403.13298) and timm itself.
+# Their position tables are interpolated with antialiasing.
+_TIMM = dict(drop_path_rate=0.0, pos_embed_antialias=True)
+_DINOV3 = dict(
+    **_TIMM,
+    patch_size=16,
+    image_size=256,
+    num_reg_tokens=4,
+    pos_embed=False,
+    qkv_bias="",
+    layer_scale_init_value=1e-5,
+    norm_eps=1e-5,
+    pooling="mean",
+    rope_angles="tiled",
+    rope_centred=True,
+    default_pt_grid_size=(16, 16),
+)
+_QKVB = dict(qkv_bias="qv")
+_LINGBOT = _DINOV3 | dict(image_size=512, pooling="class_token", default_pt_grid_size=(32, 32))
+_SWIGLU = dict(mlp_layer="SwiGLU")
+_HUGE = dict(hidden_dim=1280, num_layers=32, num_heads=20, mlp_dim=5120)
+_7B = dict(hidden_dim=4096, num_layers=40, num_heads=32, mlp_dim=8192)
+_GIANT = dict(hidden_dim=1536, num_layers=40, num_heads=24, mlp_dim=4096)
+_EVA02 = dict(
+    **_TIMM,
+    patch_size=14,
+    mlp_layer="SwiGLU",
+    qkv_bias="qv",
+    pooling="mean",
+    norm_pooled=True,
+    default_pt_grid_size=(16, 16),
+    **_EVA02_ROPE,
+)
+_EVA02_T, _EVA02_S = _EVA02 | _TINY | dict(mlp_dim=512), _EVA02 | _SMALL | dict(mlp_dim=1024)
+_EVA02_B = _BASE | _EVA02 | dict(mlp_dim=2048, mlp_layer="NormSwiGLU")
+_EVA02_L = _LARGE | _EVA02 | dict(mlp_dim=2730, mlp_layer="NormSwiGLU")
+_EVA02_CLIP = dict(attn_norm=True, pooling="class_token", norm_pooled=False)
+_GIGANTIC = dict(
+    hidden_dim=1536, num_layers=50, num_heads=16, mlp_dim=8960, class_token=False, rope_offset=0
+)
+
+
+def _pe(size: dict[str, Any], patch_size: int, image_size: int, **more: Any) -> dict[str, Any]:
+    grid = (image_size // patch_size, image_size // patch_size)
+    sizes = dict(patch_size=patch_size, image_size=image_size, default_pt_grid_size=grid)
+    return _PE | size | _TIMM | sizes | more
+
+
+def _pe_core(size: dict[str, Any], patch_size: int, image_size: int) -> dict[str, Any]:
+    pool = dict(attn_pool_num_heads=8, attn_pool_mlp_dim=4 * size["hidden_dim"])
+    return _pe(size, patch_size, image_size, **pool, attn_pool_special_tokens=True)
+
+
+_PE_DENSE = dict(post_norm=False, pooling="mean")
+_PE_LANG = dict(**_PE_DENSE, layer_scale_init_value=0.1)
+
+
+def _naver(size: dict[str, Any], *, mixed: bool, table: bool) -> dict[str, Any]:
+    return (
+        size
+        | _TIMM
+        | dict(
+            patch_size=16,
+            pos_embed=table,
+            pos_embed_special_tokens=False,
+            layer_scale_init_value=1e-5,
+            rope_rotation="interleaved",
+            rope_indexing="xy",
+            rope_temperature=10.0 if mixed else 100.0,
+            rope_learned=mixed,
+        )
+    )
+
+
+_SBB = dict(
+    **_TIMM,
+    patch_size=16,
+    image_size=256,
+    num_layers=12,
+    num_reg_tokens=1,
+    class_token=False,
+    pos_embed=False,
+    qkv_bias="qv",
+    layer_scale_init_value=1e-5,
+    norm_pooled=True,
+    default_pt_grid_size=(16, 16),
+    **_EVA02_ROPE,
+)
+_BETWIXT = dict(hidden_dim=640, num_heads=10, mlp_dim=2560)
+
+VARIANTS |= {
+    "vit_tiny_patch16_dinov3_qkvb": _TINY | _DINOV3 | _QKVB,
+    "vit_small_patch16_dinov3": _SMALL | _DINOV3,
+    "vit_small_patch16_dinov3_qkvb": _SMALL | _DINOV3 | _QKVB,
+    "vit_small_plus_patch16_dinov3": _SMALL | _DINOV3 | _SWIGLU,
+    "vit_small_plus_patch16_dinov3_qkvb": _SMALL | _DINOV3 | _SWIGLU | _QKVB,
+    "vit_base_patch16_dinov3": _BASE | _DINOV3,
+    "vit_base_patch16_dinov3_qkvb": _BASE | _DINOV3 | _QKVB,
+    "vit_large_patch16_dinov3": _LARGE | _DINOV3,
+    "vit_large_patch16_dinov3_qkvb": _LARGE | _DINOV3 | _QKVB,
+    "vit_huge_plus_patch16_dinov3": _HUGE | _DINOV3 | _SWIGLU,
+    "vit_huge_plus_patch16_dinov3_qkvb": _HUGE | _DINOV3 | _SWIGLU | _QKVB,
+    "vit_7b_patch16_dinov3": _7B | _DINOV3 | _SWIGLU,
+    "vit_small_patch16_lingbot": _SMALL | _LINGBOT | _QKVB,
+    "vit_base_patch16_lingbot": _BASE | _LINGBOT | _QKVB,
+    "vit_large_patch16_lingbot": _LARGE | _LINGBOT | _QKVB,
+    "vit_giant_patch16_lingbot": _GIANT | _LINGBOT | _SWIGLU,
+    "eva02_tiny_patch14_224": _EVA02_T,
+    "eva02_tiny_patch14_336": _EVA02_T | dict(image_size=336),
+    "eva02_small_patch14_224": _EVA02_S,
+    "eva02_small_patch14_336": _EVA02_S | dict(image_size=336),
+    "eva02_base_patch14_224": _EVA02_B,
+    "eva02_base_patch14_448": _EVA02_B | dict(image_size=448),
+    "eva02_large_patch14_224": _EVA02_L,
+    "eva02_large_patch14_448": _EVA02_L | dict(image_size=448),
+    "eva02_base_patch16_clip_224": _EVA02_B | _EVA02_CLIP | dict(patch_size=16),
+    "eva02_large_patch14_clip_224": _EVA02_L | _EVA02_CLIP,
+    "eva02_large_patch14_clip_336": _EVA02_L | _EVA02_CLIP | dict(image_size=336),
+    "vit_pe_core_tiny_patch16_384": _pe_core(_TINY, 16, 384),
+    "vit_pe_core_small_patch16_384": _pe_core(_SMALL, 16, 384),
+    "vit_pe_core_base_patch16_224": _pe_core(_BASE, 16, 224),
+    "vit_pe_core_large_patch14_336": _pe_core(_LARGE, 14, 336),
+    "vit_pe_core_gigantic_patch14_448": _pe_core(_GIGANTIC, 14, 448),
+    "vit_pe_lang_large_patch14_448": _pe(_LARGE, 14, 448, **_PE_LANG, num_layers=23),
+    "vit_pe_lang_gigantic_patch14_448": _pe(_GIGANTIC, 14, 448, **_PE_LANG, num_layers=47),
+    "vit_pe_spatial_tiny_patch16_512": _pe(_TINY, 16, 512, **_PE_DENSE),
+    "vit_pe_spatial_small_patch16_512": _pe(_SMALL, 16, 512, **_PE_DENSE),
+    "vit_pe_spatial_base_patch16_512": _pe(_BASE, 16, 512, **_PE_DENSE),
+    "vit_pe_spatial_large_patch14_448": _pe(_LARGE, 14, 448, **_PE_DENSE),
+    "vit_pe_spatial_gigantic_patch14_448": _pe(_GIGANTIC, 14, 448, **_PE_LANG),
+    **{
+        f"vit_{size}_patch16_rope{'_mixed' * mixed}{'_ape' * table}_224": _naver(
+            sizes, mixed=mixed, table=table
+        )
+        for size, sizes in (("small", _SMALL), ("base", _BASE), ("large", _LARGE))
+        for mixed in (False, True)
+        for table in (False, True)
+    },
+    "vit_medium_patch16_rope_reg1_gap_256": _MEDIUM | _SBB,
+    "vit_mediumd_patch16_rope_reg1_gap_256": _MEDIUM | _SBB | dict(num_layers=20, qkv_bias=""),
+    "vit_betwixt_patch16_rope_reg4_gap_256": _BETWIXT | _SBB | dict(num_reg_tokens=4),
+    "vit_base_patch16_rope_reg1_gap_256": _BASE | _SBB,
+}
+# What somebody may ask for, and why it is not here.
+_LEFT_OUT = (
+    (r"eva02_enormous_|eva_", "it has no rotary positions"),
+    (r"vit_\w+_sapiens2", "Sapiens2's networks, with grouped queries, are not built here"),
+)
+
+
+def is_birders(name: str) -> bool:
+    """Whether birder has a named network; else timm has it."""
+    return name.startswith("rope_")
+
+
+def default_image_size(name: str) -> int:
+    """The side, in pixels, of the images that a named network was trained at."""
+    size: int = VARIANTS[name].get("image_size", 224)
+    return size
+
+
+def check_network(name: Any) -> None:
+    """
+    Raises:
+        ValueError: there is no such network; says which name is close, or why it is left out.
+    """
+    if isinstance(name, str) and name in VARIANTS:
+        return
+    for pattern, reason in _LEFT_OUT:
+        if re.match(pattern, str(name)):
+            raise ValueError(f"network {name!r} cannot be used: {reason}")
+    raise ValueError(
+        f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; known are "
+        f"{', '.join(sorted(VARIANTS))}"
+    )
+
+
 def create_model(
     name: str,
     *,
@@ -118,7 +300,8 @@ def create_model(
     Args:
         name: a key of :data:`VARIANTS`.
         num_classes: 0: no classifier.
-        image_size: pixels, a side or (H, W), that the position table belongs to; None: 224.
+        image_size: pixels, a side or (H, W), that the position table belongs to; None: that of
+            the network's training (:func:`default_image_size`).
         patch_stride: None: the network's patch size.
         pt_grid_size: None: what the architecture says; "count"; or (h, w).
         window_size: 0: attention over the whole grid.
@@ -131,22 +314,16 @@ def create_model(
     Raises:
         ValueError: for an unknown name or a wrong value.
     """
-    if not isinstance(name, str) or name not in VARIANTS:
-        raise ValueError(
-            f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; known are "
-            f"{', '.join(sorted(VARIANTS))}"
-        )
+    check_network(name)
     architecture = VARIANTS[name] | kwargs
     if drop_path_rate is not None:
         architecture["drop_path_rate"] = drop_path_rate
     if image_size is None:
-        image_size = 224
-    if is_whole_number(image_size):
-        image_size = (image_size, image_size)
+        image_size = default_image_size(name)
+    architecture["image_size"] = to_pair(image_size)
     return cls(
         **architecture,
         num_classes=num_classes,
-        image_size=image_size,
         patch_stride=patch_stride,
         pt_grid_size=pt_grid_size,
         window_size=window_size,

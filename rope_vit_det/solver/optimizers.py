@@ -16,7 +16,7 @@ from ..errors import InputError, did_you_mean
 from ..models import RoPEViT
 
 BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
-_TOKENS = ("class_token", "reg_tokens", "pos_embedding")
+_NO_DECAY = ("class_token", "reg_tokens", "pos_embedding", "frequencies")
 
 OPTIMIZERS = Registry("OPTIMIZERS")
 """What SOLVER.OPTIMIZER may name: functions (cfg, groups, model) to an optimizer.
@@ -52,8 +52,8 @@ def layer_decay_factor(name: str, decay: float, num_layers: int) -> float:
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """False for norms, biases and scales (one dimension), special tokens and position table."""
-    return parameter.dim() > 1 and name.rpartition(".")[2] not in _TOKENS
+    """False for norms, biases and scales (one dimension), tokens, positions and frequencies."""
+    return parameter.dim() > 1 and name.rpartition(".")[2] not in _NO_DECAY
 
 
 def parameter_groups(

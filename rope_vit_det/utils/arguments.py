@@ -30,6 +30,11 @@ def is_pair(value: Any) -> bool:
     )
 
 
+def to_pair(value: Any) -> Any:
+    """A side as (h, w), a pair as a tuple; what is neither, as it is."""
+    return (value, value) if is_whole_number(value) else tuple(value) if is_pair(value) else value
+
+
 def are_blocks(value: Any, depth: int) -> bool:
     """Indices of blocks, in any order."""
     is_list = isinstance(value, Sequence | Set) and not isinstance(value, str)
