@@ -253,7 +253,7 @@ def _build_pyramid(
 def _remedy(info: WeightsInfo | None) -> str:
     """What to do about weights that do not fit; they may have said what they are."""
     other = "MODEL.WEIGHTS to another checkpoint, or to '' to start from random weights"
-    if info is None or info.network is None:
+    if info is None or not info.network:
         size = "" if info is None else f" (IMAGE_SIZE {list(info.image_size)})"
         return (
             f"set MODEL.ROPE_VIT.NAME and IMAGE_SIZE to what the checkpoint was made with{size}, "

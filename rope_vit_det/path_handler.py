@@ -1,4 +1,4 @@
-"""`birder://` addresses for Detectron2's PathManager, and so for MODEL.WEIGHTS; once imported."""
+"""`birder://` and `timm://` addresses for Detectron2's PathManager, and so for MODEL.WEIGHTS."""
 
 import os
 from typing import IO, Any
@@ -7,14 +7,14 @@ from detectron2.utils.file_io import PathHandler, PathManager
 
 from .errors import InputError
 from .weights.detectron2_format import detectron2_checkpoint
-from .weights.load import PREFIX
+from .weights.load import PREFIXES
 
 
-class BirderPathHandler(PathHandler):
-    """Gives the address of birder's weights the local path of a checkpoint converted from them."""
+class WeightsPathHandler(PathHandler):
+    """Gives the address of published weights the local path of a checkpoint made from them."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
+        return list(PREFIXES)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         return str(detectron2_checkpoint(path))
@@ -33,4 +33,4 @@ class BirderPathHandler(PathHandler):
     _isfile = _exists
 
 
-PathManager.register_handler(BirderPathHandler())
+PathManager.register_handler(WeightsPathHandler())

@@ -17,7 +17,7 @@ from ..data.validation.check import check_same_classes
 from ..errors import InputError
 from ..models import RoPEViT
 from ..weights.detectron2_format import BACKBONE, METADATA_KEY
-from ..weights.load import PREFIX, as_birder_url
+from ..weights.load import PREFIXES, as_birder_url
 from ..weights.safe import load_pickle, load_torch_file
 from .checkpoint_files import (
     check_tensors,
@@ -216,7 +216,7 @@ def check_weights_path(path: str, *, for_rope_vit: bool = True) -> None:
     Raises:
         InputError: it cannot, or the file does not exist.
     """
-    if not path or path.startswith(PREFIX):
+    if not path or path.startswith(PREFIXES):
         return
     if path.startswith("detectron2://"):
         if for_rope_vit:

@@ -10,16 +10,26 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..models.rope_vit import RoPEViT
-from ..models.variants import VARIANTS
+from ..models.variants import VARIANTS, default_image_size
 from ..pyramids import BACKBONES, pyramid_for_heads
+from ..utils.arguments import to_pair
 from ..weights.info import WeightsInfo, architecture_from_config
-from ..weights.load import PREFIX, birder_url, locate, read_weights
+from ..weights.load import PREFIXES, birder_url, locate, published_url, read_weights
 from .keys import add_rope_vit_config, get_key
 
 logger = logging.getLogger(__name__)
 
 # Gray levels of 255 by which a mean or deviation may differ: it may have been rounded.
 _TOLERANCE = 0.5
+# Regularisation is the new training's, the grid has its key, and a detector has no final norm and
+# pooling.
+_NOT_COMPARED = (
+    "default_pt_grid_size",
+    "drop_path_rate",
+    "post_norm",
+    "attn_pool_num_heads",
+    "attn_pool_special_tokens",
+)
 _COMPARED = (
     "INPUT.FORMAT",
     "MODEL.PIXEL_MEAN",
@@ -47,9 +57,10 @@ def use_rope_vit(
 
     Args:
         cfg: a config of Detectron2's, `merge_from_file` and all done.
-        weights: a published name, a file of birder's, or either as `birder://NAME` and
-            `birder:/path`; a Detectron2 checkpoint of a whole detector sets MODEL.WEIGHTS alone.
-            None: random weights, and pixels as the config has them.
+        weights: a published name, a file of birder's, timm's or a publisher's, or either as
+            `birder://NAME`, `timm://NAME`, `birder:/path` and `timm:/path`; a Detectron2
+            checkpoint of a whole detector sets MODEL.WEIGHTS alone. None: random weights, and
+            pixels as the config has them.
         network: the architecture in a file whose name does not say, or without weights.
         solver: False leaves SOLVER as it is. In one's own trainer, its values are for the optimizer
             of :func:`rope_vit_det.build_optimizer`.
@@ -61,13 +72,13 @@ def use_rope_vit(
     settings = {"MODEL.BACKBONE.NAME": _backbone_name(cfg), "MODEL.BACKBONE.FREEZE_AT": 0}
     if network is not None:
         settings["MODEL.ROPE_VIT.NAME"] = network
-    if not weights or weights.endswith((".pth", ".pkl")):
+    if not weights or (weights.endswith((".pth", ".pkl")) and not weights.startswith(PREFIXES)):
         settings["MODEL.WEIGHTS"] = weights or ""
     else:
         path, name = locate(weights)
         _, info = read_weights(weights, network=network)
         settings |= settings_for(info)
-        settings["MODEL.WEIGHTS"] = birder_url(str(path)) if name is None else f"{PREFIX}//{name}"
+        settings["MODEL.WEIGHTS"] = birder_url(str(path)) if name is None else published_url(name)
     frozen = cfg.is_frozen()
     cfg.defrost()
     add_rope_vit_config(cfg)
@@ -122,7 +133,7 @@ def settings_for(info: WeightsInfo) -> dict[str, Any]:
         "MODEL.PIXEL_STD": [round(255 * value, 3) for value in info.rgb_std],
         "MODEL.ROPE_VIT.IMAGE_SIZE": height if height == width else [height, width],
     }
-    if info.network is not None:
+    if info.network:
         settings["MODEL.ROPE_VIT.NAME"] = info.network
     if "pt_grid_size" in info.config:
         grid = info.config["pt_grid_size"]
@@ -153,8 +164,7 @@ def disagreement(
     for key, value in architecture_from_config(info.config, network).items():
         default = inspect.signature(RoPEViT).parameters[key].default
         own = VARIANTS.get(network, {}).get(key, default)
-        # Regularisation is the new training's; the grid has its key.
-        if key not in ("default_pt_grid_size", "drop_path_rate") and value != own:
+        if key not in _NOT_COMPARED and value != own:
             reasons.append(f"they have {key} {value!r}, {network} has {own!r}, and no key sets it")
     return "; ".join(reasons) or None
 
@@ -170,18 +180,15 @@ def _agree(key: str, given: Any, wanted: Any, settings: Mapping[str, Any]) -> bo
             abs(a - b) <= _TOLERANCE for a, b in zip(given, wanted, strict=True)
         )
     if key == "MODEL.ROPE_VIT.IMAGE_SIZE":
-        given = 224 if given is None else given
-        return _pair(given) == _pair(wanted)
+        network = settings["MODEL.ROPE_VIT.NAME"]
+        own_size = default_image_size(network) if network in VARIANTS else 224
+        return to_pair(own_size if given is None else given) == to_pair(wanted)
     if key == "MODEL.ROPE_VIT.PT_GRID_SIZE":
         if given is None:
             network = VARIANTS.get(settings["MODEL.ROPE_VIT.NAME"], {})
             given = network.get("default_pt_grid_size") or "count"
         return given == wanted or (given != "count" and list(given) == wanted)
     return given == wanted
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
 
 
 def _backbone_name(cfg: CfgNode) -> str:

@@ -45,7 +45,7 @@ from ..utils.memory import bound_caches
 from ..utils.seeding import Purpose, seed_all
 from ..weights.detector import LAZY_NAMES
 from ..weights.detectron2_format import read_info
-from ..weights.load import PREFIX, as_birder_url
+from ..weights.load import PREFIXES, as_birder_url
 from .command_line import log_config_files, without_config_files
 from .divergence import replay
 from .hooks import Checkpoints, EventHistory
@@ -328,7 +328,7 @@ def _check_agreement(cfg: DictConfig) -> None:
     """Refuses weights of birder's that were trained with other input than the config describes."""
     weights = as_birder_url(cfg.train.init_checkpoint)
     settings = {key: _select(cfg, name) for key, name in LAZY_NAMES.items()}
-    if not weights.startswith(PREFIX) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
+    if not weights.startswith(PREFIXES) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
         return
     # Other models than Detectron2's may have their pixel statistics elsewhere.
     stated = {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..pyramids import BACKBONES, check_features
 from ..utils.memory import bound_caches
 from ..weights.detectron2_format import read_info
-from ..weights.load import PREFIX
+from ..weights.load import PREFIXES
 from .command_line import add_own_data, log_config_files, without_config_files
 from .run_folder import check_writable, record_run, settle_seed
 from .trainer import with_seed
@@ -152,7 +152,7 @@ def _without_output(cfg: CfgNode) -> CfgNode:
 
 def _check_agreement(cfg: CfgNode) -> None:
     """Refuses weights of birder's that were trained with other input than the config describes."""
-    if not cfg.MODEL.WEIGHTS.startswith(PREFIX):
+    if not cfg.MODEL.WEIGHTS.startswith(PREFIXES):
         return
     # Here and not in the processes of the run, so that only one downloads and converts.
     problem = disagreement(compared_settings(cfg), read_info(cfg.MODEL.WEIGHTS))

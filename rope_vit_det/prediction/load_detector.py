@@ -13,7 +13,7 @@ from ..config.run_config import read_run_config
 from ..data.classes import Classes, num_classes
 from ..data.coco_file import read_coco
 from ..errors import InputError
-from ..weights.load import PREFIX
+from ..weights.load import PREFIXES
 
 # What is not in the classes' keys: thresholds below which detections are dropped.
 _THRESHOLDS = ("ROI_HEADS", "RETINANET")
@@ -42,7 +42,7 @@ def read_detector_config(
         weights = _find_checkpoint(path)
     if weights is not None:
         cfg.MODEL.WEIGHTS = weights
-    if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(PREFIX):
+    if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(PREFIXES):
         named = f"{cfg.MODEL.WEIGHTS} is a backbone alone" if cfg.MODEL.WEIGHTS else "none is named"
         raise InputError(f"{file}: a trained detector's checkpoint is needed, {named}; --weights")
     for head in _THRESHOLDS:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.rope_vit import RoPEViT
-from ..models.variants import VARIANTS, create_model
+from ..models.variants import VARIANTS, create_model, is_birders
 from ..utils.atomic_files import new_file
 from .info import BIRDER_VERSION, TASK, WeightsInfo, architecture_from_config
 from .safe import first_not_finite, load_safetensors, load_torch_file, not_plain
@@ -56,7 +56,7 @@ def read_weights_file(
             f"{path} does not say which network it holds; begin its name with the network's, or "
             f"give network={_candidates(state, fields)}"
         )
-    info = info_from_fields(path, fields, state, network=network or name, tag=tag)
+    info = info_from_fields(path, fields, state, network=network or name or "", tag=tag)
     problem = misfit(state, info)
     if problem:
         raise InputError(
@@ -137,7 +137,7 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     path = Path(path)
     if path.suffix == ".safetensors":
         state, metadata = load_safetensors(path)
-        fields = dict(metadata)
+        fields: dict[str, Any] = dict(metadata)
         for key in ("signature", "class_to_idx", "rgb_stats", "config"):
             if fields.get(key):
                 fields[key] = _parse(path, key, fields[key])
@@ -163,9 +163,9 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
                 f"{path}: its 'state' is not a dict of tensors: {key!r} is "
                 f"{not_plain(tensor) or 'not under a name'}"
             )
-    key = first_not_finite(state)
-    if key:
-        raise InputError(f"{path}: tensor {key} has NaN or infinite values; get the file again")
+    bad = first_not_finite(state)
+    if bad:
+        raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
     # Without the hooks that a pickled tensor may bring.
     return {key: tensor.detach() for key, tensor in state.items()}, fields
 
@@ -175,7 +175,7 @@ def info_from_fields(
     fields: Mapping[str, Any],
     state: StateDict,
     *,
-    network: str | None,
+    network: str,
     tag: str | None,
 ) -> WeightsInfo:
     """Makes sense of what :func:`read_fields` found.
@@ -258,7 +258,7 @@ def misfit(state: StateDict, info: WeightsInfo) -> str | None:
 def _candidates(state: StateDict, fields: Mapping[str, Any]) -> str:
     """The networks whose tensors these could be, for the end of a message."""
     fitting = []
-    for name in VARIANTS:
+    for name in filter(is_birders, VARIANTS):
         try:
             info = info_from_fields("", fields, state, network=name, tag=None)
         except InputError:

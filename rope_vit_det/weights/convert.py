@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..layers.patch_embed import pseudo_inverse_resize, resample_kernel
-from ..models.variants import VARIANTS
+from ..models.variants import VARIANTS, is_birders
 from ..utils.atomic_files import check_new_file
 from .birder import SUFFIXES, misfit, network_of_file_name, write_torch_file, write_weights_file
 from .detector import read_detector
 from .detectron2_format import to_detectron2
 from .info import WeightsInfo
 from .load import locate, read_weights
+from .timm import write_timm_file
 
 DETECTRON2_SUFFIX = ".pth"
 State = dict[str, Tensor]
@@ -38,8 +39,8 @@ def convert(
     Args:
         source: a published name, a file of birder's, or a Detectron2 checkpoint (`.pth`) of a
             backbone or a whole detector, of which the backbone is taken.
-        output: `.pt` or `.safetensors` for a file of birder's, `.pth` for a backbone as Detectron2
-            loads it.
+        output: `.pt` or `.safetensors` for a file of birder's, `.safetensors` for one of timm's
+            where the network is, `.pth` for a backbone as Detectron2 loads it.
         network: the architecture in a file that does not say it.
         head_from: a file of birder's, or a published name, for what a detector has not: final norm,
             pooling and classifier.
@@ -62,7 +63,7 @@ def convert(
             f"{DETECTRON2_SUFFIX} (Detectron2's)"
         )
     check_new_file(output, force=force)
-    notes = []
+    notes: list[str] = []
     if Path(source).suffix == DETECTRON2_SUFFIX:
         state, info, notes = read_detector(
             source, network=network, head_from=head_from, config_file=config_file
@@ -84,7 +85,14 @@ def convert(
         write_torch_file(output, to_detectron2(state, info, source=origin), force=force)
         return [_summary(output, info)]
     _check_name(output, info.network)
-    write_weights_file(output, state, info, force=force)
+    if is_birders(info.network):
+        write_weights_file(output, state, info, force=force)
+    elif output.suffix == ".safetensors":
+        write_timm_file(output, state, info, force=force)
+    else:
+        raise InputError(
+            f"{output}: timm's networks are written as .safetensors, or for a detector"
+        )
     classes = f", {info.num_classes} classes" if info.num_classes else ", no classes"
     return [_summary(output, info) + classes, *notes]
 

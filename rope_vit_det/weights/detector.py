@@ -10,7 +10,8 @@ import yaml
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.variants import VARIANTS, create_model
+from ..models.variants import VARIANTS, create_model, default_image_size
+from ..utils.arguments import to_pair
 from .birder import misfit
 from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
 from .info import WeightsInfo, architecture_from_config
@@ -77,10 +78,10 @@ def read_detector(
             "it was trained from"
         )
     if network not in (None, info.network):
-        if info.network is not None:
+        if info.network:
             raise InputError(f"{path} is a {info.network}, not a {network}")
         info = replace(info, network=network)
-    if info.network is None:
+    if not info.network:
         raise InputError(f"{path} does not say which network it has; give --network")
     if head is None:
         info = replace(info, num_classes=0, class_to_idx={})
@@ -127,18 +128,14 @@ def _info_of_run(settings: Mapping[str, Any]) -> WeightsInfo:
     network, pt_grid_size, image_size = (
         settings[f"MODEL.ROPE_VIT.{key}"] for key in ("NAME", "PT_GRID_SIZE", "IMAGE_SIZE")
     )
-    if image_size is None:
-        image_size = 224
-    if isinstance(image_size, int):
-        image_size = (image_size, image_size)
-    height, width = image_size
+    height, width = to_pair(default_image_size(network) if image_size is None else image_size)
     order = -1 if settings["INPUT.FORMAT"] == "BGR" else 1
     mean, std = (
         tuple(round(value / 255, 6) for value in settings[f"MODEL.PIXEL_{key}"][::order])
         for key in ("MEAN", "STD")
     )
     default = VARIANTS[network].get("default_pt_grid_size")
-    config = {}
+    config: dict[str, Any] = {}
     if pt_grid_size == "count":
         config = {} if default is None else {"pt_grid_size": None}
     elif pt_grid_size is not None and tuple(pt_grid_size) != default:

@@ -12,17 +12,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import InputError
-from .birder import (
-    info_from_fields,
-    network_of_file_name,
-    read_fields,
-    read_weights_file,
-    write_torch_file,
-)
+from .birder import info_from_fields, network_of_file_name, read_fields, write_torch_file
 from .hub import cache_folder
 from .info import WeightsInfo
-from .load import locate
+from .load import PREFIX, locate, read_file, read_weights
 from .safe import load_torch_file
+from .timm import read_state
 
 # Where the network lies in a detector.
 BACKBONE = "backbone.net"
@@ -30,7 +25,7 @@ BACKBONE = "backbone.net"
 HEAD_PREFIXES = ("norm.", "embedding_norm.", "attn_pool.", "classifier.")
 # Under which the file's info stands in the state dict's metadata, where the backbone reads it.
 METADATA_KEY = "rope_vit_det"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def to_detectron2(
@@ -51,7 +46,7 @@ def to_detectron2(
     entry = asdict(info) | {"source": source}
     entry["class_to_idx"] = {}  # thousands of names that a detector has no use for
     # torch hands it to the module of this name; a plain attribute, so pickled with the dict.
-    model._metadata = OrderedDict({BACKBONE: {"version": 1, METADATA_KEY: entry}})
+    vars(model)["_metadata"] = OrderedDict({BACKBONE: {"version": 1, METADATA_KEY: entry}})
     return {"model": model}
 
 
@@ -71,7 +66,9 @@ def read_info(url: str) -> WeightsInfo:
         InputError: see :func:`detectron2_checkpoint`.
     """
     model = load_torch_file(detectron2_checkpoint(url), mmap=True)["model"]
-    return info_from_metadata(model._metadata[BACKBONE])[0]
+    found = info_from_metadata(model._metadata[BACKBONE])
+    assert found  # it has just been written
+    return found[0]
 
 
 def detectron2_checkpoint(url: str) -> Path:
@@ -87,21 +84,23 @@ def detectron2_checkpoint(url: str) -> Path:
     if name is None and not path.is_file():
         raise InputError(f"{path}: no such file")
     stat = os.stat(path)
-    version = (_FORMAT, os.path.realpath(path), stat.st_ino)
-    version += (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)
+    version = (_FORMAT, os.path.realpath(path), stat.st_ino, stat.st_size, *times)
     key = hashlib.sha256(repr(version).encode()).hexdigest()[:16]
     target = cache_folder("detectron2") / f"{name or path.stem}-{key}.pth"
     # Each process of a training run comes here; the file appears whole even if locks do not work.
     with FileLock(f"{target}.lock"):
         if not target.is_file():
-            state, info = _read(path)
+            state, info = _read(path, name)
             write_torch_file(target, to_detectron2(state, info, source=url), force=True)
     return target
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
-    if network_of_file_name(path.name)[0] is not None:
-        return read_weights_file(path)
+def _read(path: Path, name: str | None) -> tuple[dict[str, Tensor], WeightsInfo]:
+    if name is not None:
+        return read_weights(f"{PREFIX}//{name}")
+    if network_of_file_name(path.name)[0] is not None or read_state(path) is not None:
+        return read_file(path)
     # The config knows the network, and the backbone compares the shapes.
     state, fields_read = read_fields(path)
-    return state, info_from_fields(path, fields_read, state, network=None, tag=None)
+    return state, info_from_fields(path, fields_read, state, network="", tag=None)

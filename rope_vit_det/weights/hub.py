@@ -20,7 +20,12 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.file_download import http_get
 
 from ..errors import InputError
@@ -28,6 +33,8 @@ from .catalogue import PublishedWeights
 
 _HUB_URL = re.compile(r"https://[^/]+/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)")
 _RANGE_NOT_SATISFIABLE = 416
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+TIMM_FILE = "model.safetensors"
 
 
 def fetch(weights: PublishedWeights) -> Path:
@@ -38,18 +45,29 @@ def fetch(weights: PublishedWeights) -> Path:
             or it is not the file that was published (says which file to remove, and how).
     """
     by_hand = cache_folder("weights") / weights.file_name
+    expected = weights.sha256
     if by_hand.is_file():
         path = by_hand
+    elif weights.hub_id is not None:
+        where = (weights.hub_id, TIMM_FILE, "main")
+        path = _from_hub(weights, by_hand, where)
+        # The hub's cache calls a large file by the sha256 that the hub states for it.
+        expected = Path(os.path.realpath(path)).name
     elif weights.hub_url is None:
         path = _from_birder(weights, by_hand)
     else:
-        path = _from_hub(weights, by_hand)
+        place = _HUB_URL.fullmatch(weights.hub_url)
+        assert place, weights
+        where = (place["repo"], weights.file_name, place["revision"])
+        path = _from_hub(weights, by_hand, where)
+    if expected is None or not _SHA256.fullmatch(expected):
+        return path  # put there by hand, or a cache without symbolic links
     found = sha256_of(path)
-    if found != weights.sha256:
+    if found != expected:
         remove = shlex.join(["rm", *map(str, _links(path))])
         raise InputError(
             f"{path} is not {weights.name} as published: its sha256 is {found}, expected "
-            f"{weights.sha256}; nothing was loaded; remove it ({remove}) and try again"
+            f"{expected}; nothing was loaded; remove it ({remove}) and try again"
         )
     return path
 
@@ -78,21 +96,24 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(weights: PublishedWeights, by_hand: Path) -> Path:
-    place = _HUB_URL.fullmatch(weights.hub_url)
-    where = {
-        "repo_id": place["repo"],
-        "filename": weights.file_name,
-        "revision": place["revision"],
-    }
+def _from_hub(weights: PublishedWeights, by_hand: Path, where: tuple[str, str, str]) -> Path:
+    repository, file, revision = where
     # With a checksum there is no need to ask the hub whether it has a newer file.
-    cached = try_to_load_from_cache(**where)
+    cached = try_to_load_from_cache(repository, file, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        return Path(hf_hub_download(**where, library_name="rope-vit-det"))
+        return Path(
+            hf_hub_download(repository, file, revision=revision, library_name="rope-vit-det")
+        )
+    except GatedRepoError:
+        raise InputError(
+            f"{weights.name} is behind a licence ({weights.license}): accept it at "
+            f"{constants.ENDPOINT}/{repository}, then log in: hf auth login"
+        ) from None
     except Exception as error:  # of the hub's, its HTTP client's, its transfer protocol's, …
-        raise _unreachable(weights, hf_hub_url(**where), by_hand, error) from None
+        url = hf_hub_url(repository, file, revision=revision)
+        raise _unreachable(weights, url, by_hand, error) from None
 
 
 def _from_birder(weights: PublishedWeights, path: Path) -> Path:
@@ -123,13 +144,14 @@ def _download(url: str, partial: Path) -> None:
 def _unreachable(
     weights: PublishedWeights, url: str, by_hand: Path, error: Exception
 ) -> InputError:
+    size = f" ({weights.megabytes:.0f} MiB)" if weights.megabytes else ""
     return InputError(
         f"{weights.name} is not in the cache, and {url} cannot be downloaded ({_reason(error)}); "
-        f"get the file ({weights.megabytes:.0f} MiB) by other means and put it at {by_hand}"
+        f"get the file{size} by other means and put it at {by_hand}"
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:

@@ -61,7 +61,7 @@ class WeightsInfo:
     """A weights file without its tensors.
 
     Attributes:
-        network: a key of :data:`rope_vit_det.models.VARIANTS`. (None only on the way into
+        network: a key of :data:`rope_vit_det.models.VARIANTS`. ("" only on the way into
             Detectron2, whose config says it: a file whose name does not.)
         tag: what tells these weights from others of the network, None where the name says nothing.
         num_classes: of the classifier, 0 without one.
@@ -71,9 +71,10 @@ class WeightsInfo:
         config: what the file changes in the architecture, with birder's keys; empty: nothing.
         task: birder's name of what the network does.
         birder_version: that wrote the file, None where it does not say.
+        license: of published weights, by the hub's name; None: not known.
     """
 
-    network: str | None
+    network: str
     tag: str | None
     num_classes: int
     class_to_idx: Mapping[str, int]
@@ -83,6 +84,7 @@ class WeightsInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     task: str = TASK
     birder_version: str | None = None
+    license: str | None = None
 
     @property
     def signature(self) -> dict[str, list[dict[str, list[int]]]]:
@@ -142,13 +144,13 @@ def architecture_from_config(config: Mapping[str, Any], network: str | None) -> 
     Raises:
         ValueError: names the entry that cannot be translated.
     """
-    ours = {}
+    ours: dict[str, Any] = {}
     for key, value in config.items():
         if key == "attn_pool_head":
             if not value:
                 ours["attn_pool_num_heads"] = None
             else:  # a pooling that does not say how many heads it has has as many as the network
-                num_heads = VARIANTS.get(network, {}).get("num_heads")
+                num_heads = VARIANTS.get(network or "", {}).get("num_heads")
                 ours.setdefault("attn_pool_num_heads", config.get("num_heads", num_heads))
         elif key not in _OUR_NAME:
             raise ValueError(

@@ -1,5 +1,6 @@
 """From a name or a path to a network with its weights."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
 from ..models.variants import create_model
 from .birder import SUFFIXES, is_weights_file, read_weights_file
-from .catalogue import resolve
+from .catalogue import PublishedWeights, resolve
 from .hub import fetch
 from .info import WeightsInfo, architecture_from_config
+from .timm import read_state, read_timm_file
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "birder:"
+# Of addresses; what is in a file shows itself.
+PREFIXES = (PREFIX, "timm:")
 
 
 def load_model(
@@ -26,7 +32,9 @@ def load_model(
 
     Args:
         name_or_path: a published name (downloaded once; see :mod:`rope_vit_det.weights.hub`), or a
-            `.pt` or `.safetensors` file of birder's. `birder://NAME` and `birder:/path` do as well.
+            file of birder's (`.pt`, `.safetensors`), timm's or a publisher's
+            (:mod:`rope_vit_det.weights.timm`). `birder://NAME`, `timm://NAME`, `birder:/path` and
+            `timm:/path` do as well.
         network: the architecture in a file whose name does not say.
         overrides: arguments of :func:`~rope_vit_det.models.create_model`, which beat what the file
             says, which beats the architecture. Another ``image_size`` resamples the position table
@@ -47,14 +55,21 @@ def load_model(
     if overrides.get("num_classes") is None:
         overrides["num_classes"] = info.num_classes
     given = {key: value for key, value in overrides.items() if value is not None}
+    if not info.network:
+        raise InputError(f"{name_or_path} fits several networks; say which: network=")
     architecture = architecture_from_config(info.config, info.network)
     model = create_model(info.network, **architecture | given)
 
-    grid = tuple(side // model.patch_size for side in info.image_size)
-    with torch.no_grad():
-        state["pos_embedding"] = interpolate_position_table(
-            state["pos_embedding"], grid, model.pos_grid, model.pos_special_tokens, antialias=True
-        )
+    grid = (info.image_size[0] // model.patch_size, info.image_size[1] // model.patch_size)
+    if "pos_embedding" in state:
+        with torch.no_grad():
+            state["pos_embedding"] = interpolate_position_table(
+                state["pos_embedding"],
+                grid,
+                model.pos_grid,
+                model.pos_special_tokens,
+                antialias=True,
+            )
     if model.num_classes != info.num_classes:
         fresh = model.state_dict()
         for key in ("classifier.weight", "classifier.bias"):
@@ -71,10 +86,31 @@ def read_weights(
     """The state dict and info of a published name or a file; arguments as :func:`load_model`."""
     path, name = locate(name_or_path)
     if name is None:
+        return read_file(path, network)
+    published = resolve(name)
+    if network not in (None, published.network):
+        raise InputError(f"{name} is a {published.network}, not a {network}")
+    return read_file(path, published.network, published)
+
+
+def read_file(
+    path: Path, network: str | None = None, published: PublishedWeights | None = None
+) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
+    """The state dict and info of a file of birder's, timm's or a publisher's.
+
+    Args:
+        network: the architecture, where the file does not say it.
+        published: the entry of the file, where it is a published one.
+
+    Raises:
+        InputError: see :func:`load_model`.
+    """
+    state = read_state(path)
+    if state is None:
         return read_weights_file(path, network)
-    if network not in (None, resolve(name).network):
-        raise InputError(f"{name} is a {resolve(name).network}, not a {network}")
-    state, info = read_weights_file(path, resolve(name).network)
+    state, info = read_timm_file(path, state, network, published)
+    if info.license:
+        logger.warning("%s: licence %s", published.name if published else path, info.license)
     return state, info
 
 
@@ -85,6 +121,15 @@ def birder_url(path: str) -> str:
     return PREFIX + path
 
 
+def published_url(name: str) -> str:
+    """`birder://NAME` or `timm://NAME`.
+
+    Raises:
+        InputError: no weights are published under this name.
+    """
+    return f"{PREFIXES[resolve(name).hub_id is not None]}//{name}"
+
+
 def locate(name_or_path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """The file of a published name (downloaded where it must be) or of a path; and the name.
 
@@ -92,13 +137,14 @@ def locate(name_or_path: str | os.PathLike[str]) -> tuple[Path, str | None]:
         InputError: there is no such name or file, or the download fails.
     """
     text = os.fspath(name_or_path)
-    if text.startswith(f"{PREFIX}//") and not text.startswith(f"{PREFIX}///"):
-        name = text.removeprefix(f"{PREFIX}//")
-        return fetch(resolve(name)), name
-    path = Path(text.removeprefix(PREFIX))
-    is_path = text.startswith(PREFIX) or path.suffix in SUFFIXES or len(path.parts) > 1
-    if text.startswith(PREFIX) and not path.exists():
-        path = Path(unquote(text.removeprefix(PREFIX)))
+    prefix = next((each for each in PREFIXES if text.startswith(each)), "")
+    rest = text.removeprefix(prefix)
+    if prefix and rest.startswith("//") and not rest.startswith("///"):
+        return fetch(resolve(rest[2:])), rest[2:]
+    path = Path(rest)
+    is_path = bool(prefix) or path.suffix in SUFFIXES or len(path.parts) > 1
+    if prefix and not path.exists():
+        path = Path(unquote(rest))
     if is_path or path.is_file() or not isinstance(name_or_path, str):
         return path, None
     return fetch(resolve(text)), text
@@ -109,7 +155,7 @@ def as_birder_url(path: str) -> str:
 
     Detectron2's checkpointer sends plain paths past its PathManager.
     """
-    if not path.endswith(SUFFIXES) or "://" in path or path.startswith(PREFIX):
+    if not path.endswith(SUFFIXES) or "://" in path or path.startswith(PREFIXES):
         return path
     try:
         return birder_url(path) if is_weights_file(path) else path

@@ -125,7 +125,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     **NUMPY_GLOBALS,
 }
 # What the arrays and scalars that Detectron2's hooks may save consist of, for torch.
-_TORCH_GLOBALS = [(thing, f"{module}.{name}") for (module, name), thing in NUMPY_GLOBALS.items()]
+_TORCH_GLOBALS: list[Any] = [
+    (thing, f"{module}.{name}") for (module, name), thing in NUMPY_GLOBALS.items()
+]
 
 
 def _existing(path: str | os.PathLike[str]) -> str:

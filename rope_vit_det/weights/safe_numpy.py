@@ -6,7 +6,7 @@ file could name any. So the dtypes of files are stand-ins, of which only kind an
 
 import codecs
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class _Dtype:
         if self.dtype.kind not in _KINDS:
             raise ValueError(f"arrays of {code}")
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -29,11 +29,11 @@ class _Array(np.ndarray):
     def __new__(cls, *_: Any) -> "_Array":
         raise ValueError("an array that is not pickled as NumPy does")
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, dtype, *rest = state
         super().__setstate__((version, shape, dtype.dtype, *rest))
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return self.view(np.ndarray).__reduce_ex__(protocol)  # saved again as what it was
 
 
@@ -61,7 +61,7 @@ class RefusedError(Exception):
 
 
 # By module and name, as pickles ask for them.
-NUMPY_GLOBALS: dict[tuple[str, str], Callable] = {
+NUMPY_GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _encode_latin1,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,

@@ -1,0 +1,422 @@
+"""timm's weights files, and those of the publishers whose networks timm has.
+
+By their keys, these layouts are known: timm's own; Meta's DINOv3 and Perception Encoder; Hugging
+Face transformers' `DINOv3ViTModel`; EVA-02's, alone or in a CLIP model. What each becomes is tested
+against timm's `checkpoint_filter_fn`.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.variants import VARIANTS, default_image_size, is_birders
+from ..utils.arguments import to_pair
+from ..utils.atomic_files import new_file
+from .birder import misfit, network_of_file_name
+from .catalogue import PublishedWeights, published_weights
+from .info import WeightsInfo
+from .safe import first_not_finite, load_safetensors, load_torch_file, not_plain
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+# Under which training codes keep a state dict.
+_WRAPPERS = ("model_ema", "model", "module", "state_dict")
+# A key of each layout; "" or what stands before the image tower's keys of a CLIP model is left out.
+_LAYOUTS = {
+    "patch_embed.proj.weight": "timm",
+    "conv1.weight": "perception encoder",
+    "embeddings.patch_embeddings.weight": "transformers",
+}
+_TOWERS = ("", "visual.trunk.", "visual.", "module.", "module.visual.")
+_TO_TIMM = {
+    "timm": (
+        (r"^storage_tokens$", "reg_token"),
+        (r"\.ls([12])\.gamma$", r".gamma_\1"),
+        (r"\.mlp\.ffn_ln\.", ".mlp.norm."),
+        (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
+        (r"\.mlp\.w12\.", ".mlp.fc1."),
+        (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+        (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
+    ),
+    "perception encoder": (
+        (r"^conv1\.", "patch_embed.proj."),
+        (r"^class_embedding$", "cls_token"),
+        (r"^positional_embedding$", "pos_embed"),
+        (r"^ln_pre\.", "norm_pre."),
+        (r"^ln_post\.", "norm."),
+        (r"^transformer\.resblocks\.", "blocks."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.ls_([12])\.gamma$", r".gamma_\1"),
+        (r"\.in_proj_(weight|bias)$", r".qkv.\1"),
+        (r"\.out_proj\.", ".proj."),
+        (r"\.c_fc\.", ".fc1."),
+        (r"\.c_proj\.", ".fc2."),
+        (r"^attn_pool\.attn\.", "attn_pool."),
+        (r"^attn_pool\.layernorm\.", "attn_pool.norm."),
+        (r"^attn_pool\.probe$", "attn_pool.latent"),
+    ),
+    "transformers": (
+        (r"^embeddings\.cls_token$", "cls_token"),
+        (r"^embeddings\.register_tokens$", "reg_token"),
+        (r"^embeddings\.mask_token$", "mask_token"),
+        (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+        (r"^(model\.)?layer\.", "blocks."),
+        (r"\.attention\.o_proj\.", ".attn.proj."),
+        (r"\.attention\.", ".attn."),
+        (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+        (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+        (r"\.mlp\.up_proj\.", ".mlp.up."),
+        (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    ),
+}
+# From timm's names to ours, and back; feed-forward layers apart.
+_OURS = (
+    ("cls_token", "class_token"),
+    ("reg_token", "reg_tokens"),
+    ("pos_embed", "pos_embedding"),
+    ("patch_embed.proj.", "conv_proj."),
+    ("norm_pre.", "encoder.pre_block.0."),
+    ("blocks.", "encoder.block."),
+    (".gamma_1", ".layer_scale_1.gamma"),
+    (".gamma_2", ".layer_scale_2.gamma"),
+    ("head.", "classifier."),
+    ("attn_pool.mlp.fc1.", "attn_pool.mlp.0."),
+    ("attn_pool.mlp.fc2.", "attn_pool.mlp.3."),
+)
+# What the networks have no use for: of pretraining, or what they compute themselves.
+_NOT_THE_NETWORKS = re.compile(
+    r".*mask_token$|lm_head\.|projectors\.|local_cls_norm\.|.*\.bias_mask$|.*\bk_bias$|logit_scale$"
+    r"|rope\.(?!freqs$)|rope_embed\.|.*\.rope\.|.*\.freqs_(sin|cos)$|text\.|freqs_t_[xy]$"
+)
+
+
+def layout_of(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The layout of a state dict by its keys, and what stands before those; None: none of these."""
+    known = set(keys)
+    for tower in _TOWERS:
+        for key, layout in _LAYOUTS.items():
+            if tower + key in known:
+                return layout, tower
+    return None
+
+
+def read_state(path: str | os.PathLike[str]) -> State | None:
+    """The state dict of a file in one of these layouts, as it is; None: it is another one.
+
+    Raises:
+        InputError: the file is missing, damaged, or would run code.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        content: Any = load_safetensors(path)[0]
+    else:
+        content = load_torch_file(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or layout_of(map(str, content)) is None:
+        return None
+    for key, tensor in content.items():
+        if not_plain(tensor):
+            raise InputError(f"{path}: {key!r} is {not_plain(tensor)}")
+    state = {str(key): torch.as_tensor(tensor).detach() for key, tensor in content.items()}
+    bad = first_not_finite({k: t for k, t in state.items() if not k.endswith("bias_mask")})
+    if bad:
+        raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
+    return state
+
+
+def read_timm_file(
+    path: str | os.PathLike[str],
+    state: State,
+    network: str | None = None,
+    published: PublishedWeights | None = None,
+) -> tuple[State, WeightsInfo]:
+    """Makes sense of what :func:`read_state` found.
+
+    Args:
+        network: the architecture. None: what the file name begins with, or timm's `config.json`
+            beside it says, or the tensors fit.
+        published: the entry of the file; None: statistics are those of the network's first entry.
+
+    Returns:
+        The state dict (our keys) and what is known about it. Its network is "" where several fit;
+        their tensors are the same.
+
+    Raises:
+        InputError: no network, or not this one, has these tensors.
+    """
+    path = Path(path)
+    config = _config_beside(path)
+    network = network or network_of_file_name(path.name)[0] or config.get("architecture")
+    if network is not None:
+        if network not in VARIANTS:
+            raise InputError(f"{path} holds a {network}, a network that is not known here")
+        return _read(path, state, network, published, config.get("pretrained_cfg", {}))
+    found: list[tuple[State, WeightsInfo]] = []
+    for name in VARIANTS:
+        if is_birders(name) or not _could_be(state, name):
+            continue
+        try:
+            found.append(_read(path, state, name, None, {}))
+        except InputError:
+            continue
+    if not found:
+        raise InputError(f"{path} fits no known network (known: {', '.join(sorted(VARIANTS))})")
+    if len(found) > 1:  # of one network at several sizes, the one of the table's
+        sizes = [pair for pair in found if _is_native(pair[1])]
+        found = sizes if len(sizes) == 1 else found
+    ours, info = found[0]
+    return ours, info if len(found) == 1 else replace(info, network="")
+
+
+def _read(
+    path: Path,
+    state: State,
+    network: str,
+    published: PublishedWeights | None,
+    pretrained: Mapping[str, Any],
+) -> tuple[State, WeightsInfo]:
+    ours, left_out = from_timm(state, network)
+    entries = published_weights().values()
+    entry = published or next((each for each in entries if each.network == network), None)
+    size = to_pair(entry.image_size if entry else default_image_size(network))
+    patch = VARIANTS[network]["patch_size"]
+    if "pos_embedding" in ours:
+        special = (
+            0
+            if not VARIANTS[network].get("pos_embed_special_tokens", True)
+            else (
+                VARIANTS[network].get("num_reg_tokens", 0)
+                + VARIANTS[network].get("class_token", True)
+            )
+        )
+        cells = ours["pos_embedding"].shape[1] - special
+        side = round(max(cells, 0) ** 0.5)
+        size = (side * patch, side * patch)
+    config: dict[str, Any] = {}
+    if VARIANTS[network].get("attn_pool_num_heads") and "attn_pool.latent" not in ours:
+        config["attn_pool_head"] = False
+    if VARIANTS[network].get("post_norm", True) and "norm.weight" not in ours:
+        config["post_norm"] = False
+    info = WeightsInfo(
+        network=network,
+        tag=published.tag if published else network_of_file_name(path.name)[1],
+        num_classes=len(ours["classifier.weight"]) if "classifier.weight" in ours else 0,
+        class_to_idx={},
+        image_size=size,
+        rgb_mean=tuple(pretrained.get("mean", entry.rgb_mean if entry else ())),
+        rgb_std=tuple(pretrained.get("std", entry.rgb_std if entry else ())),
+        config=config,
+        birder_version=None,
+        license=pretrained.get("license", entry and entry.license),
+    )
+    problem = misfit(ours, info)
+    if problem:
+        raise InputError(f"{path} has not the tensors of {network}: {problem}")
+    if left_out:
+        logger.info("%s: left out, as no part of the network: %s", path, ", ".join(left_out))
+    return ours, info
+
+
+def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[str]]:
+    """A state dict of any of these layouts with our keys, and the keys that were left out.
+
+    Raises:
+        InputError: a bias that is not zero has no place in the network.
+    """
+    layout, tower = layout_of(state) or ("timm", "")
+    renames = [(re.compile(pattern), new) for pattern, new in _TO_TIMM[layout]]
+    timms: State = {}
+    left_out = []
+    for key, tensor in state.items():
+        name = key.removeprefix(tower)
+        if not key.startswith(tower) or _NOT_THE_NETWORKS.match(name):
+            left_out.append(key)
+            if not name.endswith(".bias_mask"):
+                continue
+        for pattern, new in renames:
+            name = pattern.sub(new, name)
+        timms[name] = tensor
+    if layout == "perception encoder":
+        _reshape_perception_encoder(timms)
+    arguments = VARIANTS[network]
+    ours: State = {}
+    for key, tensor in timms.items():
+        if key == "rope.freqs":
+            for i, frequencies in enumerate(tensor.unbind(1)):
+                ours[f"encoder.block.{i}.attn.frequencies"] = frequencies
+        elif ".attn." in key and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qv]_bias$|mask$", key):
+            continue  # below, together
+        else:
+            ours[_our_name(key, gated="mlp_layer" in arguments)] = tensor
+    for block in sorted({key.partition(".attn.")[0] for key in timms if ".attn." in key}):
+        attention = {k: t for k, t in timms.items() if k.startswith(f"{block}.attn.")}
+        prefix = f"{_our_name(block + '.', gated=False)}attn.qkv."
+        for name, tensor in _qkv(attention, f"{block}.attn.", arguments).items():
+            ours[prefix + name] = tensor
+    for key in [key for key in ours if ".mlp.fc1." in key and "mlp_layer" in arguments]:
+        kind = key.rpartition(".")[2]
+        gate, value = ours.pop(key).chunk(2)
+        stem = key.removesuffix(f"fc1.{kind}")
+        ours[f"{stem}fc1_g.{kind}"], ours[f"{stem}fc1_x.{kind}"] = gate, value
+    return {key: tensor.contiguous() for key, tensor in ours.items()}, left_out
+
+
+def to_timm(state: Mapping[str, Tensor], network: str) -> State:
+    """A state dict of ours with the keys that timm's network of that name has."""
+    arguments = VARIANTS[network]
+    unfused, gated = arguments.get("mlp_layer") == "NormSwiGLU", "mlp_layer" in arguments
+    packed = gated and not unfused and arguments.get("pos_embed", True)
+    timms: State = {}
+    frequencies: dict[int, Tensor] = {}
+    for key, tensor in state.items():
+        name = key
+        for theirs, ours in _OURS:
+            name = name.replace(ours, theirs) if ours in name else name
+        if arguments.get("norm_pooled"):
+            name = re.sub(r"^norm\.", "fc_norm.", name)
+        if not gated:
+            name = re.sub(r"^(blocks\.\d+\.mlp)\.0\.", r"\1.fc1.", name)
+            name = re.sub(r"^(blocks\.\d+\.mlp)\.3\.", r"\1.fc2.", name)
+        stem = name.rpartition(".qkv.")[0]
+        if name.endswith(".attn.frequencies"):
+            frequencies[int(name.split(".")[1])] = tensor
+        elif name.endswith(".attn.qkv.bias") and arguments.get("qkv_bias") == "qv":
+            q, v = tensor.chunk(2)
+            names = (".q_proj.bias", ".v_proj.bias") if unfused else (".q_bias", ".v_bias")
+            timms |= {stem + names[0]: q, stem + names[1]: v}
+        elif name.endswith(".attn.qkv.weight") and unfused:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            timms |= {f"{stem}.{part}_proj.weight": each for part, each in parts}
+        elif packed and ".mlp.fc1_g." in name:
+            other = state[key.replace("fc1_g", "fc1_x")]
+            timms[name.replace("fc1_g", "fc1")] = torch.cat((tensor, other))
+        elif not (packed and ".mlp.fc1_x." in name):
+            timms[name] = tensor
+    if frequencies:
+        timms["rope.freqs"] = torch.stack([frequencies[i] for i in sorted(frequencies)], dim=1)
+    return timms
+
+
+def write_timm_file(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], info: WeightsInfo, *, force: bool
+) -> None:
+    """Writes a `.safetensors` that timm's network of that name loads.
+
+    Args:
+        state: with our keys.
+
+    Raises:
+        InputError: the file is there and not to be replaced, or cannot be written.
+    """
+    timms = {k: t.detach().cpu().clone() for k, t in to_timm(state, info.network).items()}
+    with new_file(path, force=force) as temporary:
+        temporary.write_bytes(save(timms, {"format": "pt"}))
+
+
+def _our_name(key: str, *, gated: bool) -> str:
+    if key == "mlp.up":
+        return key
+    for theirs, ours in _OURS:
+        if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
+            key = ours + key.removeprefix(theirs)
+        elif theirs[0] == "." and key.endswith(theirs):
+            key = key.removesuffix(theirs) + ours
+    key = re.sub(r"^fc_norm\.", "norm.", key)
+    if key.startswith("encoder.block."):
+        key = key.replace(".mlp.up.", ".mlp.fc1_x." if gated else ".mlp.0.")
+        if not gated:
+            key = key.replace(".mlp.fc1.", ".mlp.0.").replace(".mlp.fc2.", ".mlp.3.")
+    return key
+
+
+def _qkv(attention: State, prefix: str, arguments: Mapping[str, Any]) -> State:
+    """Weight and bias of the joint layer, in whatever parts a file has them."""
+    own = {key.removeprefix(prefix): tensor for key, tensor in attention.items()}
+    if "qkv.weight" in own:
+        weight = own["qkv.weight"]
+    elif all(f"{part}_proj.weight" in own for part in "qkv"):
+        weight = torch.cat([own[f"{part}_proj.weight"] for part in "qkv"])
+    else:
+        return {}
+    zeros = weight.new_zeros(len(weight) // 3)
+    if "qkv.bias" in own:
+        bias = own["qkv.bias"]
+        if "qkv.bias_mask" in own:
+            bias = torch.where(own["qkv.bias_mask"].nan_to_num() == 0, 0, bias)
+        q, k, v = bias.chunk(3)
+    else:
+        names = {part: (f"{part}_proj.bias", f"{part}_bias") for part in "qkv"}
+        q, k, v = (
+            next((own[name] for name in names[part] if name in own), zeros) for part in "qkv"
+        )
+    wanted = arguments.get("qkv_bias", "qkv")
+    for part, bias in (("q", q), ("k", k), ("v", v)):
+        if part not in wanted and bias.any():
+            raise InputError(
+                f"{prefix}: the bias of {part} is not zero, and the network has none; for DINOv3, "
+                "name the network with _qkvb"
+            )
+    parts = [bias for part, bias in (("q", q), ("k", k), ("v", v)) if part in wanted]
+    return {"weight": weight} | ({"bias": torch.cat(parts)} if parts else {})
+
+
+def _reshape_perception_encoder(state: State) -> None:
+    if "cls_token" in state:
+        state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
+    if "pos_embed" in state:
+        state["pos_embed"] = state["pos_embed"].reshape(1, *state["pos_embed"].shape[-2:])
+    if "proj" in state:
+        state["head.weight"] = state.pop("proj").T
+        state["head.bias"] = torch.zeros(len(state["head.weight"]))
+    for kind in ("weight", "bias"):
+        joint = state.pop(f"attn_pool.qkv.{kind}", None)
+        if joint is not None:
+            third = len(joint) // 3
+            state[f"attn_pool.q.{kind}"], state[f"attn_pool.kv.{kind}"] = joint.split(
+                [third, 2 * third]
+            )
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """timm's `config.json`, as it lies beside `model.safetensors` on the hub; {}: there is none."""
+    file = path.with_name("config.json")
+    try:
+        config = json.loads(file.read_text("utf-8")) if path.stem == "model" else {}
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and config.get("architecture") in VARIANTS else {}
+
+
+def _could_be(state: State, network: str) -> bool:
+    """A quick look, before a network is built for a comparison."""
+    layout, tower = layout_of(state) or ("", "")
+    stem = state[tower + next(key for key, name in _LAYOUTS.items() if name == layout)]
+    blocks = {
+        found[1]
+        for key in state
+        if (found := re.search(r"\b(?:blocks|resblocks|layer)\.(\d+)\.", key))
+    }
+    wanted = VARIANTS[network]
+    return (len(stem), stem.shape[-1], len(blocks)) == (
+        wanted["hidden_dim"],
+        wanted["patch_size"],
+        wanted["num_layers"],
+    )
+
+
+def _is_native(info: WeightsInfo) -> bool:
+    return info.image_size == to_pair(default_image_size(info.network))
