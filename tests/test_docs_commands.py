@@ -42,7 +42,7 @@ RUN = {
     "python tools/convert_weights.py": "",
     "python tools/convert_to_coco.py": "",
     "python tools/install_detectron2.py": "",
-    "python tools/networks_table.py": "",
+    "python docs/networks_table.py": "",
     "rope-vit-det-install-detectron2": "",
     "python tools/high_resolution_study.py": "--fine-tuning-iterations 1 --scales 1 1.5 -- "
     "SOLVER.MAX_ITER 1 SOLVER.WARMUP_ITERS 0",

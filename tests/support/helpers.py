@@ -8,6 +8,9 @@ import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
+from rope_vit_det.models.variants import is_birders
+from rope_vit_det.weights import PublishedWeights, published_weights
+
 # Scalars that no two runs share.
 TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
 # What the weights files of the tests say about themselves.
@@ -15,6 +18,12 @@ RGB_STATS = {"mean": (0.5, 0.45, 0.4), "std": (0.25, 0.24, 0.23)}
 BIRDS = {"arctic tern": 0, "bar-tailed godwit": 1, "common crane": 2}
 
 DEMO_CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def birders_weights() -> dict[str, PublishedWeights]:
+    """The part of the catalogue that birder is an oracle of."""
+    every = published_weights().items()
+    return {name: entry for name, entry in every if is_birders(entry.network)}
 
 
 def move_off_initial_values(model: nn.Module) -> nn.Module:

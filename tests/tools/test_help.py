@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = sorted(path.stem for path in (Path(__file__).parents[2] / "tools").glob("*.py"))
-NO_HELP = {"check_opencv", "networks_table"}  # scripts of make and of developers, without arguments
+NO_HELP = {"check_opencv"}  # a script of make, without arguments
 
 
 def show_help(tool):

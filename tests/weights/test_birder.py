@@ -7,7 +7,7 @@ import stat
 import pytest
 import torch
 from birder.common import fs_ops
-from helpers import BIRDS, RGB_STATS, relative_difference
+from helpers import BIRDS, RGB_STATS, birders_weights, relative_difference
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -173,7 +173,7 @@ def test_the_file_name_begins_with_the_network(name, network, tag):
 
 
 def test_every_published_name_begins_with_its_network():
-    for name, entry in published_weights().items():
+    for name, entry in birders_weights().items():
         assert network_of_file_name(entry.file_name) == (entry.network, entry.tag), name
 
 
@@ -275,7 +275,7 @@ def test_metadata_that_is_no_json(birder_file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", published_weights())
+@pytest.mark.parametrize("name", birders_weights())
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("config", [None, {"pt_grid_size": [16, 16]}])
 def test_birders_file_of_every_published_network(birder_file, name, suffix, config):

@@ -11,13 +11,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, instantiate
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SimpleFeaturePyramid, build_model
-from helpers import relative_difference
+from helpers import birders_weights, relative_difference
 
 from rope_vit_det.backbone import RoPEViTBackbone, load_logger
 from rope_vit_det.checkpoint.checkpointer import DetectorCheckpointer
 from rope_vit_det.errors import InputError
 from rope_vit_det.models import VARIANTS, create_model
-from rope_vit_det.weights import published_weights
 from rope_vit_det.weights.detectron2_format import HEAD_PREFIXES, detectron2_checkpoint
 
 BIRDS_PIXELS = ("INPUT.FORMAT RGB", "MODEL.PIXEL_MEAN '[127.5, 114.75, 102.0]'")
@@ -76,7 +75,7 @@ def test_a_published_name_in_the_predictor(cfg, published, cache):
     assert all(torch.equal(loaded[key], state[key]) for key in loaded)
 
 
-@pytest.mark.parametrize("network", sorted({e.network for e in published_weights().values()}))
+@pytest.mark.parametrize("network", sorted({e.network for e in birders_weights().values()}))
 def test_exactly_the_head_is_left_out(network):
     """For every published network, as birder has it."""
     with torch.device("meta"):

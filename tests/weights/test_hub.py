@@ -12,6 +12,7 @@ import pytest
 import torch
 from birder.conf import settings
 from birder.model_registry import registry
+from helpers import birders_weights
 from hub_server import hub_server
 from huggingface_hub import constants
 
@@ -208,7 +209,7 @@ def test_the_catalogue_is_birders_registry():
         for name, entry in registry._pretrained_nets.items()
         if entry["net"]["network"] in VARIANTS and "backbone" not in entry
     }
-    ours = catalogue.published_weights()
+    ours = birders_weights()
     assert ours.keys() == birders.keys()
     for name, entry in ours.items():
         other = birders[name]
