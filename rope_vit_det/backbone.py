@@ -1,6 +1,7 @@
 """The RoPE ViT as a Detectron2 backbone: its neck alone, or under a simple feature pyramid."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,7 +19,7 @@ from .config.keys import (
 from .config.use import as_arguments, compared_settings, disagreement, settings_for
 from .errors import InputError
 from .models import RoPEViT, create_model
-from .pyramids import FeatureShapes, pyramid_for_heads
+from .pyramids import FeatureShapes, levels_read, pyramid_for_heads
 from .utils.arguments import ArgumentError
 from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
@@ -123,6 +124,28 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
     the grid. Never padded to a square.
     """
 
+    def __init__(
+        self, *args: Any, out_features: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            args, kwargs: of :class:`SimpleFeaturePyramid`.
+            out_features: the levels to build, by stride, under names of one's own that end in the
+                level's number, such as res2 and res5; without a top block. None: all, p2 and so on.
+        """
+        super().__init__(*args, **kwargs)
+        if out_features is None:
+            return
+        wanted = {f"p{name[-1]}": name for name in out_features}
+        stages = dict(zip(self._out_features, self.stages, strict=True))
+        for level in stages.keys() - wanted:
+            delattr(self, f"simfp_{level[1:]}")
+        self.stages = [stages[level] for level in wanted]
+        for shapes in ("_out_feature_strides", "_out_feature_channels"):
+            values = getattr(self, shapes)
+            setattr(self, shapes, {name: values[level] for level, name in wanted.items()})
+        self._out_features = list(wanted.values())
+
     def output_shape(self) -> dict[str, ShapeSpec]:
         return FeatureShapes(super().output_shape())
 
@@ -225,8 +248,18 @@ def build_retinanet_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
 
 
 @BACKBONE_REGISTRY.register()
+def build_res_rope_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTPyramid:
+    """res2 to res5, strides 4 to 32, under the names that heads for a ResNet's stages ask for.
+
+    DeepLab's, Mask2Former's, MaskDINO's; of Detectron2's own, only the levels that they read.
+    """
+    levels = levels_read(cfg, "build_res_rope_vit_sfp_backbone")
+    return _build_pyramid(cfg, (4.0, 2.0, 1.0, 0.5), None, out_features=levels)
+
+
+@BACKBONE_REGISTRY.register()
 def build_rope_vit_sfp_backbone_for_heads(cfg: CfgNode, input_shape: ShapeSpec) -> RoPEViTPyramid:
-    """The one of the two pyramids above that has the features which the config's heads read.
+    """The one of the pyramids above that has the features which the config's heads read.
 
     For configs made of parts, where one backbone stands under whatever heads come.
 
@@ -237,7 +270,10 @@ def build_rope_vit_sfp_backbone_for_heads(cfg: CfgNode, input_shape: ShapeSpec) 
 
 
 def _build_pyramid(
-    cfg: CfgNode, scale_factors: tuple[float, ...], top_block: nn.Module
+    cfg: CfgNode,
+    scale_factors: tuple[float, ...],
+    top_block: nn.Module | None,
+    out_features: Sequence[str] | None = None,
 ) -> RoPEViTPyramid:
     check_pyramid_config(cfg)
     return RoPEViTPyramid(
@@ -247,6 +283,7 @@ def _build_pyramid(
         scale_factors=scale_factors,
         top_block=top_block,
         norm=cfg.MODEL.FPN.NORM or "LN",  # "" is the default meant for ResNets; ViTDet uses LN
+        out_features=out_features,
     )
 
 

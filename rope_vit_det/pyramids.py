@@ -1,6 +1,6 @@
 """Which pyramid the heads of a config need."""
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from torch import nn
 
 from .errors import InputError
@@ -9,7 +9,9 @@ from .errors import InputError
 PYRAMIDS = {
     "build_rope_vit_sfp_backbone": ("p2", "p3", "p4", "p5", "p6"),
     "build_retinanet_rope_vit_sfp_backbone": ("p3", "p4", "p5", "p6", "p7"),
+    "build_res_rope_vit_sfp_backbone": ("res2", "res3", "res4", "res5"),
 }
+_RANGES = ", ".join(f"{name} ({levels[0]} to {levels[-1]})" for name, levels in PYRAMIDS.items())
 # All that are registered.
 BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
 _KNOWN_PACKAGES = ("detectron2", "fvcore", "rope_vit_det", "torch", "torchvision")
@@ -23,27 +25,43 @@ _READ_BY = {
     "ProposalNetwork": (_RPN,),
     "SemanticSegmentor": (_SEM_SEG,),
     "RetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
+    "PanopticDeepLab": (_SEM_SEG, "MODEL.INS_EMBED_HEAD.IN_FEATURES"),
 }
 
 
 def pyramid_for_heads(cfg: CfgNode) -> str:
     """The name under which the pyramid is registered that has all features the heads read.
 
-    p2 to p6 where both do, and under meta architectures that are not Detectron2's (name the
-    builder itself in MODEL.BACKBONE.NAME where they want p7).
+    p2 to p6 where several do. What meta architectures of other projects read is taken from the
+    IN_FEATURES that the config, or the project, has set.
 
     Raises:
         InputError: none has them.
     """
-    wanted = _features_read(cfg)
+    wanted = _features_read(cfg) or _features_set(cfg)
+    # The heads of C4 and DC5 configs stand for a ResNet's own stage, not for one level of several.
+    one_stage = any(len(wanted.get(key, ())) == 1 for key in (_RPN, _ROI_HEADS))
     for name, features in PYRAMIDS.items():
+        if one_stage and "res4" in features:
+            continue
         if all(set(levels) <= set(features) for levels in wanted.values()):
             return name
     asked = ", ".join(f"{key} {levels}" for key, levels in wanted.items())
     raise InputError(
         f"no pyramid of a RoPE ViT has the features of {asked}; start from an FPN or RetinaNet "
-        "config (C4 and DC5 heads take a ResNet's own stages)"
+        "config (C4 and DC5 heads take a ResNet's own stages), or set these keys to features of "
+        f"one pyramid: {_RANGES}"
     )
+
+
+def levels_read(cfg: CfgNode, name: str) -> list[str]:
+    """The levels of a registered pyramid that the heads read, by stride.
+
+    Those of no head would be unused parameters, which end a training under DDP. All of them where
+    the heads are not Detectron2's.
+    """
+    read = {level for levels in _features_read(cfg).values() for level in levels}
+    return [level for level in PYRAMIDS[name] if level in read] or list(PYRAMIDS[name])
 
 
 def check_features(cfg: CfgNode) -> None:
@@ -95,7 +113,8 @@ def uses_all_parameters(model: nn.Module) -> bool | None:
         # A pyramid's level is a stage's, or the top block's; of other backbones, all is in doubt.
         stage = getattr(backbone, "top_block", backbone)
         for prefix in ("simfp_", "fpn_output"):
-            stage = getattr(backbone, prefix + level[1:], stage)
+            number = level.removeprefix("res").removeprefix("p")
+            stage = getattr(backbone, prefix + number, stage)
         if any(parameter.requires_grad for parameter in stage.parameters()):
             return False
     return True
@@ -107,19 +126,35 @@ class FeatureShapes(dict):
     def __missing__(self, name: str) -> None:
         raise InputError(
             f"the backbone has no feature {name!r}, only {', '.join(self)}; set the IN_FEATURES of "
-            "the heads to these, or MODEL.BACKBONE.NAME to build_rope_vit_sfp_backbone (p2 to p6) "
-            "or build_retinanet_rope_vit_sfp_backbone (p3 to p7)"
+            f"the heads to these, or MODEL.BACKBONE.NAME to one of {_RANGES}"
         )
 
 
 def _features_read(cfg: CfgNode) -> dict[str, list[str]]:
-    """The keys by which heads read features, and their values."""
+    """The keys by which heads of Detectron2's read features, and their values."""
     wanted = {}
     for key in _READ_BY.get(cfg.MODEL.META_ARCHITECTURE, ()):
-        if key == _RPN and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
-            continue  # precomputed proposals
+        generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        if key == _RPN and generator != "RPN":  # another project's, or precomputed proposals
+            key = f"MODEL.{generator.upper()}.IN_FEATURES"
         _, section, name = key.split(".")
-        wanted[key] = list(cfg.MODEL[section][name])
+        if name in cfg.MODEL.get(section, {}):
+            wanted[key] = list(cfg.MODEL[section][name])
+    return wanted
+
+
+def _features_set(cfg: CfgNode) -> dict[str, list[str]]:
+    """The keys by which other heads may read features: of sections that are not all defaults.
+
+    Detectron2's own sections are in every config, whoever reads them. Those of necks (FPN, BIFPN)
+    read the backbone that ours replaces.
+    """
+    defaults, wanted = get_cfg().MODEL, {}
+    for section, keys in cfg.MODEL.items():
+        if isinstance(keys, CfgNode) and not section.upper().endswith("FPN"):
+            levels = {key: value for key, value in keys.items() if key.endswith("IN_FEATURES")}
+            if any(defaults.get(section, {}).get(key) != value for key, value in levels.items()):
+                wanted |= {f"MODEL.{section}.{key}": list(v) for key, v in levels.items()}
     return wanted
 
 

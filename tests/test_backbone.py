@@ -5,11 +5,14 @@ import logging
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from helpers import detector_input, relative_difference
 
+from rope_vit_det import add_rope_vit_config
 from rope_vit_det.errors import InputError
+from rope_vit_det.pyramids import check_features, uses_all_parameters
 
 
 def test_pyramid_has_p2_to_p6(detector_cfg):
@@ -32,6 +35,98 @@ def test_retinanet_pyramid_has_p3_to_p7(detector_cfg):
     with EventStorage():
         losses = model([detector_input(100, 150)])
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def build_for(cfg, **keys):
+    """The backbone that a config's heads get, with these IN_FEATURES by section."""
+    cfg = cfg.clone()
+    cfg.MODEL.BACKBONE.NAME = "build_rope_vit_sfp_backbone_for_heads"
+    for section, levels in keys.items():
+        if section not in cfg.MODEL:
+            cfg.MODEL[section] = CfgNode()
+        cfg.MODEL[section].IN_FEATURES = levels
+    return build_backbone(cfg).eval()
+
+
+def test_res2_to_res5_are_p2_to_p5_under_other_names(detector_cfg):
+    detector_cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    expected = build_for(detector_cfg, SEM_SEG_HEAD=["p2", "p3", "p4", "p5"])
+    backbone = build_for(detector_cfg, SEM_SEG_HEAD=["res2", "res3", "res4", "res5"])
+    shapes = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    assert shapes == {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+    assert backbone.size_divisibility == 32
+    backbone.load_state_dict(expected.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features, maps = backbone(images), expected(images)
+    assert list(features) == list(shapes)
+    assert all(torch.equal(features[f"res{i}"], maps[f"p{i}"]) for i in range(2, 6))
+
+
+def test_levels_that_no_head_reads_are_not_built(detector_cfg):
+    detector_cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    whole = build_for(detector_cfg, SEM_SEG_HEAD=["res2", "res3", "res4", "res5"])
+    backbone = build_for(detector_cfg, SEM_SEG_HEAD=["res5", "res3"])
+    backbone.load_state_dict(whole.state_dict(), strict=False)
+    assert not [k for k in backbone.state_dict() if k.startswith(("simfp_2", "simfp_4"))]
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features, expected = backbone(images), whole(images)
+    assert list(features) == list(backbone.output_shape()) == ["res3", "res5"]
+    assert all(torch.equal(features[name], expected[name]) for name in features)
+    with pytest.raises(InputError, match=r"no feature 'res2', only res3, res5.*\(res2 to res5\)"):
+        backbone.output_shape()["res2"]
+
+
+def test_an_rcnn_on_res2_to_res5_trains(detector_cfg):
+    cfg, levels = detector_cfg, ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.BACKBONE.NAME = "build_rope_vit_sfp_backbone_for_heads"
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = levels
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256]]
+    check_features(cfg)
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model([detector_input(100, 150)])
+    sum(losses.values()).backward()
+    assert uses_all_parameters(model)
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("keys", "first", "last"),
+    [
+        ({}, "p2", "p6"),  # as far as one can see
+        ({"SEM_SEG_HEAD": ["res2", "res3", "res4", "res5"]}, "res2", "res5"),
+        ({"SEM_SEG_HEAD": ["res5"]}, "res2", "res5"),  # its heads may read more than they say
+        ({"ROI_HEADS": ["res2", "res3"]}, "res2", "res5"),
+        ({"FCOS": ["p3", "p4", "p5", "p6", "p7"]}, "p3", "p7"),
+        ({"FCOS": ["p3", "p4"], "FPN": ["res3", "res4"], "BiFPN": ["res3"]}, "p2", "p6"),
+    ],
+)
+def test_what_heads_of_other_projects_read(keys, first, last):
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.MODEL.ROPE_VIT.NAME = "rope_vit_reg1_t16"
+    cfg.MODEL.META_ARCHITECTURE = "SomebodyElses"
+    features = list(build_for(cfg, **keys).output_shape())
+    assert (features[0], features[-1]) == (first, last)
+
+
+def test_the_generators_of_other_projects_count_under_an_rcnn(detector_cfg):
+    detector_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "CenterNet"
+    levels = ["p3", "p4", "p5", "p6", "p7"]
+    shapes = build_for(detector_cfg, CENTERNET=levels, ROI_HEADS=levels[:3]).output_shape()
+    assert list(shapes) == levels
+
+
+def test_features_that_no_pyramid_has_together_are_named(detector_cfg):
+    cfg = detector_cfg
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    key = "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
+    cfg.MODEL.SEM_SEG_HEAD[key] = ["res3", "res4", "res5"]  # p2 to p5 is Detectron2's default
+    with pytest.raises(InputError, match=rf"SEM_SEG_HEAD.IN_FEATURES \['p2'.*{key} \['res3'"):
+        build_for(cfg)
 
 
 @pytest.mark.parametrize("stride", [16, 14])
