@@ -4,6 +4,7 @@ Detectron2's `merge_from_file` lets a yaml call any Python function by a tag. It
 needs one, so tags are honoured in the files that Detectron2 installs, and nowhere else.
 """
 
+import importlib
 import io
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 
 import detectron2
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
@@ -143,14 +144,28 @@ def _belongs_to_detectron2(path: str) -> bool:
     return path.startswith(_detectron2_folders())
 
 
-_POINT_REND_MASK_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead")
+# A folder of detectron2.projects: what adds its keys, and the words of a yaml that need them.
+_PROJECTS = {
+    "point_rend": (
+        "add_pointrend_config",
+        {"POINT_HEAD", "PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead"},
+    ),
+    "panoptic_deeplab": (
+        "add_panoptic_deeplab_config",
+        {"PanopticDeepLab", "PANOPTIC_DEEPLAB", "INS_EMBED_HEAD"},
+    ),
+    "deeplab": (
+        "add_deeplab_config",
+        {"DeepLabV3Head", "DeepLabV3PlusHead", "ASPP_CHANNELS", "ASPP_DILATIONS"},
+    ),
+}
 
 
 def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
-    """Adds PointRend's keys to a config where the yaml that comes next needs them.
+    """Adds the keys of Detectron2's projects to a config where the yaml that comes next needs them.
 
-    Only there: other configs stay what `get_cfg` and `add_rope_vit_config` can load again. The
-    import registers PointRend's heads.
+    Only there: other configs stay what `get_cfg` and `add_rope_vit_config` can load again. Keys
+    that are there keep their values. The import registers the project's heads.
 
     Args:
         cfg: changed in place.
@@ -158,26 +173,39 @@ def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
         path: of the yaml, for messages.
 
     Raises:
-        InputError: the yaml needs PointRend, and this Detectron2 comes without it.
+        InputError: the yaml needs a project, and this Detectron2 comes without it, or without a
+            package that it needs.
     """
-    if "POINT_HEAD" in cfg.MODEL or not _needs_point_rend(yaml):
-        return
-    try:
-        from detectron2.projects.point_rend import add_pointrend_config
-    except ImportError:
-        raise InputError(
-            f"{path} needs detectron2.projects.point_rend, which this Detectron2 comes without; "
-            "install one that has it: tools/install_detectron2.py"
-        ) from None
-    add_pointrend_config(cfg)
+    words = set(_words(yaml.get("MODEL")))
+    for name, (add, needed_by) in _PROJECTS.items():
+        if words.isdisjoint(needed_by):
+            continue
+        try:
+            project = importlib.import_module(f"detectron2.projects.{name}")
+        except ImportError as error:
+            raise InputError(
+                f"{path} needs detectron2.projects.{name}, which cannot be imported ({error}); "
+                "tools/install_detectron2.py installs a Detectron2 that has it, and panopticapi "
+                "comes from its repository, github.com/cocodataset/panopticapi"
+            ) from None
+        with_project = get_cfg()
+        getattr(project, add)(with_project)
+        _add_missing(cfg, with_project)
 
 
-def _needs_point_rend(yaml: dict[str, Any]) -> bool:
-    model = _section(yaml, "MODEL")
-    head = _section(model, "ROI_MASK_HEAD").get("NAME")
-    return "POINT_HEAD" in model or head in _POINT_REND_MASK_HEADS
+def _words(section: Any) -> Iterator[str]:
+    """The keys of a section and those within, and the values that are text."""
+    if isinstance(section, str):
+        yield section
+    elif isinstance(section, dict):
+        for key, value in section.items():
+            yield key
+            yield from _words(value)
 
 
-def _section(yaml: dict[str, Any], key: str) -> dict[str, Any]:
-    # Of what is no section, the merge will tell.
-    return yaml[key] if isinstance(yaml.get(key), dict) else {}
+def _add_missing(cfg: CfgNode, other: CfgNode) -> None:
+    for key, value in other.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+            _add_missing(cfg[key], value)
