@@ -106,7 +106,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.file_io import PathManager
 from rope_vit_det.errors import InputError
 found = [name for name, _ in BACKBONE_REGISTRY if "rope_vit" in name]
-assert len(found) == 4, found
+assert len(found) == 5, found
 try:
     PathManager.get_local_path("birder:/nowhere.pt")
 except InputError as error:
