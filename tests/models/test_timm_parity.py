@@ -27,8 +27,6 @@ SHALLOW = [
     "eva02_base_patch14_224",
     "eva02_base_patch16_clip_224",
     "vit_pe_lang_large_patch14_448",
-    "vit_pe_core_gigantic_patch14_448",
-    "vit_7b_patch16_dinov3",
     "vit_giant_patch16_lingbot",
 ]
 
@@ -82,8 +80,8 @@ def check(name, depth, sizes):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_networks_equal_timm(name):
-    grid = default_image_size(name) // VARIANTS[name]["patch_size"]
-    check(name, 3, [((grid, grid), 1), ((grid + 3, grid - 4), 3)])
+    grid = min(default_image_size(name) // VARIANTS[name]["patch_size"], 24)
+    check(name, 2, [((grid, grid), 1), ((grid + 3, grid // 2), 3)])
 
 
 @pytest.mark.parametrize("name", SHALLOW)
@@ -106,7 +104,9 @@ def test_every_rotary_network_of_timm_is_here():
     assert timms - without - {n for n in timms if "sapiens2" in n} == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in SMALL)) for n in NAMES]
+)
 def test_the_parameters_are_as_many_as_timms(name):
     with torch.device("meta"):
         oracle = timm.create_model(name)

@@ -78,6 +78,7 @@ def test_parameters_and_size_are_those_of_birder(name):
     assert row[2] == f"{millions:.1f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMMS)
 def test_the_row_of_timms_weights_is_counted_from_its_network(name):
     entry = TIMMS[name]
