@@ -49,11 +49,7 @@ def write_classes(classes: Classes, path: str | os.PathLike[str] | None) -> None
         [image, *(value for pair in zip(ours, map(str, theirs), strict=True) for value in pair)]
         for image, ours, theirs in zip(classes.paths, names, classes.probabilities, strict=True)
     )
-    arrays = {
-        "classes": names,
-        "indices": classes.indices,
-        "probabilities": classes.probabilities,
-    }
+    arrays = {"classes": names, "indices": classes.indices, "probabilities": classes.probabilities}
     _write(path, classes.paths, header, rows, arrays)
 
 

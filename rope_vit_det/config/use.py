@@ -41,11 +41,7 @@ _COMPARED = (
 
 
 def use_rope_vit(
-    cfg: CfgNode,
-    weights: str | None = None,
-    *,
-    network: str | None = None,
-    solver: bool = True,
+    cfg: CfgNode, weights: str | None = None, *, network: str | None = None, solver: bool = True
 ) -> None:
     """Turns a loaded config with a feature pyramid into one of ours, in place.
 

@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.structures import (
-    BitMasks,
-    Boxes,
-    Instances,
-    Keypoints,
-    PolygonMasks,
-    RotatedBoxes,
-)
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn

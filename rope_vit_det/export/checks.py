@@ -92,9 +92,7 @@ def compare_detections(
 
 
 def compare_features(
-    pyramid: nn.Module,
-    exported: Callable[[Tensor], Mapping[str, Tensor]],
-    images: Sequence[Tensor],
+    pyramid: nn.Module, exported: Callable[[Tensor], Mapping[str, Tensor]], images: Sequence[Tensor]
 ) -> str:
     """Compares feature maps, and says how far apart they are.
 

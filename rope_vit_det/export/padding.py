@@ -12,10 +12,7 @@ class PaddedBackbone(Backbone):
     """A backbone that asks for images padded to a multiple of its own choice."""
 
     def __init__(
-        self,
-        run: Callable[[Tensor], Mapping[str, Tensor]],
-        shapes: dict[str, ShapeSpec],
-        step: int,
+        self, run: Callable[[Tensor], Mapping[str, Tensor]], shapes: dict[str, ShapeSpec], step: int
     ) -> None:
         """
         Args:

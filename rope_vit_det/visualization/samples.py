@@ -64,11 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def draw_sample(
-    sample: dict[str, Any],
-    cfg: CfgNode,
-    metadata: Any,
-    *,
-    panel: tuple[int, int] | None = None,
+    sample: dict[str, Any], cfg: CfgNode, metadata: Any, *, panel: tuple[int, int] | None = None
 ) -> np.ndarray:
     """The image that the network gets, with its boxes, masks, keypoints and class names.
 

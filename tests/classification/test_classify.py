@@ -78,8 +78,7 @@ def test_preprocessing_equals_birders(photos, size):
 
 
 @pytest.mark.parametrize(
-    ("size", "config"),
-    [(None, None), ((336, 336), {"pt_grid_size": (14, 14)}), ((160, 256), None)],
+    ("size", "config"), [(None, None), ((336, 336), {"pt_grid_size": (14, 14)}), ((160, 256), None)]
 )
 @pytest.mark.parametrize("suffix", [".csv", ".npz"])
 def test_probabilities_and_embeddings_equal_birders(

@@ -45,12 +45,7 @@ def weights(tmp_path_factory):
 
 def export(weights, output, *opts, **options):
     main.run(
-        config_file=CONFIG,
-        weights=weights,
-        output=str(output),
-        threshold=0.0,
-        opts=opts,
-        **options,
+        config_file=CONFIG, weights=weights, output=str(output), threshold=0.0, opts=opts, **options
     )
 
 

@@ -48,12 +48,7 @@ def run_folder(trained_folder, known_results, tmp_path_factory) -> Path:
     config = re.sub(r"TEST:\n  - rope_vit_det_demo_val", "TEST:\n  - own_val", config)
     (folder / "config.yaml").write_text(config)
     rows = [
-        {
-            "iteration": i,
-            "total_loss": 2 / (i + 1),
-            "time": 0.25,
-            "data_time": 0.05,
-        }
+        {"iteration": i, "total_loss": 2 / (i + 1), "time": 0.25, "data_time": 0.05}
         for i in range(5)
     ]
     rows.append({"iteration": 4, "bbox/AP": 40.0, "segm/AP": 36.0})
