@@ -61,6 +61,7 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     report = write_report(output)
 
     _step(4, "done")
+    assert results is not None  # as in all processes but the main one
     print(_ap_table(results))
     print(f"\n{describe_output(cfg.OUTPUT_DIR)}")
     print(f"\nOpen it in a browser: {report.resolve()}")

@@ -187,7 +187,7 @@ def _save(data: Mapping[str, Any], file: Any) -> None:
         torch.save(data, file)
     except RuntimeError as error:
         # torch's writer turns the error of a full disk into one about positions.
-        cause = error
+        cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         raise cause or error from None

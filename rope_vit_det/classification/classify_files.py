@@ -9,7 +9,7 @@ from ..models.variants import VARIANTS
 from ..utils.image_files import find_images
 from ..weights import load_model
 from ..weights.info import architecture_from_config, parse_config
-from .classify import classify, embed
+from .classify import Classes, Embeddings, classify, embed
 from .output import check_output, write_classes, write_embeddings
 
 
@@ -56,12 +56,14 @@ def run(
         if isinstance(error, InputError):
             raise
         raise InputError(f"{weights}: {error}".partition("\n")[0]) from None
-    options = {"batch_size": batch_size, "device": device, "progress": True}
+    results: Embeddings | Classes
     if embeddings:
-        results = embed(model, info, images, **options)
+        results = embed(model, info, images, batch_size=batch_size, device=device, progress=True)
         write_embeddings(results, output)
     else:
-        results = classify(model, info, images, top_k=top_k, **options)
+        results = classify(
+            model, info, images, top_k=top_k, batch_size=batch_size, device=device, progress=True
+        )
         write_classes(results, output)
     for path, reason in results.unreadable.items():
         print(f"unreadable: {path}: {reason}", file=sys.stderr)

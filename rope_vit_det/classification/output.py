@@ -70,7 +70,7 @@ def _write(
     paths: Sequence[str],
     header: list[str],
     rows: Iterable[list[Any]],
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, Any],
 ) -> None:
     if path is None:
         _write_csv(sys.stdout, header, rows)

@@ -165,9 +165,9 @@ def check_device(cfg: CfgNode) -> None:
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = None
-    known = device is not None and device.type in ("cuda", "cpu")
-    check_key(cfg, "MODEL.DEVICE", known, "'cuda' (this falls to the CPU without a GPU) or 'cpu'")
+        device = torch.device("meta")  # as good as any that is not allowed
+    known, allowed = device.type in ("cuda", "cpu"), "'cuda' (without a GPU: the CPU) or 'cpu'"
+    check_key(cfg, "MODEL.DEVICE", known, allowed)
     gpus = torch.cuda.device_count()
     if gpus and device is not None and device.index is not None and device.index >= gpus:
         raise InputError(f"MODEL.DEVICE is {name!r}; this machine has {gpus} GPUs")

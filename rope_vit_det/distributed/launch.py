@@ -149,7 +149,8 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
         # All that is left of another process's exception, or of a loader worker's, is its traceback
         # as a text.
         last = str(error).strip().splitlines()[-1]
-        for kind in (InputError, *RunError.__subclasses__()):
+        kinds: list[type[Exception]] = [InputError, RunError, *RunError.__subclasses__()]
+        for kind in kinds:
             name = f"{kind.__module__}.{kind.__name__}: "
             if type(error) is kind or last.startswith(name):
                 raise kind(last.removeprefix(name)) from None

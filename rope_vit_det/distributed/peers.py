@@ -28,6 +28,7 @@ def peers_watched() -> Iterator[None]:
         yield
         return
     group = dist.new_group(backend="gloo", timeout=_FOREVER)
+    assert isinstance(group, dist.ProcessGroup)  # a number in processes that it leaves out
     watching = [threading.Thread(target=_watch, args=(r, group), daemon=True) for r in others]
     for thread in watching:
         thread.start()

@@ -56,10 +56,10 @@ def signals_passed_on() -> Iterator[None]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for process in multiprocessing.active_children():
-            if len(received) == 1:
-                os.kill(process.pid, _PASSED_ON)
-            else:
+            if len(received) > 1:
                 process.kill()
+            elif process.pid:
+                os.kill(process.pid, _PASSED_ON)
         if len(received) > 1:
             os._exit(128 + number)
 

@@ -94,7 +94,7 @@ def replay(model: nn.Module, path: str | os.PathLike, *, precision: torch.dtype)
     wrong = [name for name, value in dump["model"].items() if not torch.isfinite(value).all()]
     if wrong:
         print(f"weights that are not finite: {len(wrong)}, the first is {wrong[0]}")
-    first = []
+    first: list[str] = []
     for name, module in model.named_modules():
         module.register_forward_hook(
             lambda _, __, output, name=name: (

@@ -133,7 +133,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        vars(self).update(state_dict)
+        self.__dict__.update(state_dict)
 
     def _has_just_evaluated(self) -> bool:
         done = self.trainer.iter + 1

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,7 +44,7 @@ from ..distributed.launch import count_processes
 from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
 from .run_folder import PACKAGE, TRACEBACK_FILE
-from .train_step import TrainStep, build_train_step
+from .train_step import TrainStep, build_train_step, total_loss
 
 _SHORT = 10.0  # seconds that need no word
 _EXAMPLES = 3
@@ -182,7 +183,7 @@ def _rehearse(build: Callable[[str], Parts], output: str) -> None:
 
 def _train(step: TrainStep) -> None:
     losses = step.forward(next(iter(step.data_loader)), 0)
-    loss = sum(losses.values())
+    loss = total_loss(losses)
     if not torch.isfinite(loss):
         values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         raise InputError(f"the loss of the first training batch is not finite: {values}")
@@ -266,7 +267,7 @@ def _named(output: str, values: Mapping[str, str], step: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         users = [each for each in frames if not each.filename.startswith(_NOT_THE_USERS)]
         place = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
-        words = (" ".join(str(error).split()) or frames[-1].line)[:_LONGEST]
+        words = (" ".join(str(error).split()) or frames[-1].line or "")[:_LONGEST]
         keys = [
             f"{key} is {value!r}; "
             for value, key in values.items()
@@ -309,9 +310,10 @@ def _nothing_stays() -> Iterator[None]:
 
 def _in_own_process(rehearsed: Callable[[], None], device: str) -> None:
     """Forked, so that it knows what the script has registered; spawned where that cannot be."""
-    for method in ("fork", "spawn"):
-        context = multiprocessing.get_context(method)
+    context: ForkContext | SpawnContext
+    for context in (multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")):
         receiver, sender = context.Pipe(duplex=False)
+        method = context.get_start_method()
         process = context.Process(target=_answer, args=(sender, rehearsed, device, method))
         process.start()
         sender.close()

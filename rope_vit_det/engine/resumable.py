@@ -102,7 +102,7 @@ class ResumableTrainer(TrainerBase):
     @property
     def step(self) -> TrainStep:
         """What makes the steps: `_trainer` of Detectron2's trainers, or the trainer itself."""
-        return getattr(self, "_trainer", self)
+        return self._trainer if hasattr(self, "_trainer") else self
 
     @property
     def _checkpoints(self) -> Checkpoints:

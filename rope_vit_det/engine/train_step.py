@@ -1,7 +1,9 @@
 """One training step: micro-batches, precision, and the random state of each."""
 
 import contextlib
+import functools
 import logging
+import operator
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.loader import MicroBatchSampler
 from ..distributed.launch import gather_numbers
 from ..distributed.signals import StopRequest
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..layers.cpu import is_slow_at_bf16
 from ..utils.seeding import Purpose, seed_all
 
@@ -40,7 +42,7 @@ class MicroBatch(NamedTuple):
 
     def total(self) -> Tensor:
         """The sum of the losses; NaN without any."""
-        return torch.tensor(torch.nan) if self.failure else sum(self.losses.values())
+        return torch.tensor(torch.nan) if self.failure else total_loss(self.losses)
 
 
 class NotFiniteError(Exception):
@@ -115,8 +117,8 @@ class TrainStep(SimpleTrainer):
                 # Before a backward pass in which the other processes would wait for this one.
                 if last or done[-1].failure or self._layers_wait:
                     losses, data_times = self._agree(done, data_time)
-                loss = sum(done[-1].losses.values())
-                self.grad_scaler.scale(loss / self.accumulate).backward()
+                loss = total_loss(done[-1].losses) / self.accumulate
+                self.grad_scaler.scale(loss).backward()
         self.after_backward()
         self._log(losses, data_times)
         # Unscales first, where there is a scale; clipping, part of the optimizer's step, comes
@@ -146,7 +148,7 @@ class TrainStep(SimpleTrainer):
         names = sorted(means)
         stop = self.stop_request.signal is not None
         crc = zlib.crc32(" ".join(names).encode())
-        own = [bool(wrong), stop, crc, data_time, *map(means.get, names)]
+        own = [bool(wrong), stop, crc, data_time, *(means[name] for name in names)]
         failed, stops, crcs, data_times, *rest = gather_numbers(own, self.device_type)
         self.stop_request.in_any_process = any(stops)
         if any(failed):
@@ -154,15 +156,15 @@ class TrainStep(SimpleTrainer):
         if len(set(crcs)) > 1:
             raise RunError(f"the processes have different losses; one has {', '.join(names)}")
         columns = dict(zip(names, rest, strict=False))
-        return {name: np.mean(columns[name]) for name in means}, data_times
+        return {name: float(np.mean(columns[name])) for name in means}, data_times
 
     def _log(self, losses: Mapping[str, float], data_times: Sequence[float]) -> None:
         """As :meth:`SimpleTrainer.write_metrics`, which gathers by itself."""
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_times[comm.get_rank()])
         if comm.is_main_process():
-            total = {"total_loss": sum(losses.values())}
-            storage.put_scalars(data_time=max(data_times), **total | losses)
+            total = {"total_loss": sum(losses.values()), **losses}
+            storage.put_scalars(data_time=max(data_times), **total)
 
     def forward(self, data: list[dict], micro_batch: int) -> dict[str, Tensor]:
         """The losses of a micro-batch, under its random state.
@@ -207,7 +209,10 @@ class TrainStep(SimpleTrainer):
 
 
 def build_train_step(
-    cfg: CfgNode, model: nn.Module, data_loader: object, optimizer: torch.optim.Optimizer
+    cfg: CfgNode,
+    model: nn.Module,
+    data_loader: Iterable[list[dict]],
+    optimizer: torch.optim.Optimizer,
 ) -> TrainStep:
     """The step that SOLVER.AMP and SOLVER.ACCUMULATE ask for."""
     return TrainStep(
@@ -223,6 +228,17 @@ def build_train_step(
 def training_precision(cfg: CfgNode) -> torch.dtype:
     """That of the forward pass, by SOLVER.AMP."""
     return getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else torch.float32
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a model's losses.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not losses:
+        raise InputError("the model returns no losses to train on")
+    return functools.reduce(operator.add, losses.values())
 
 
 def _mean(losses: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -13,8 +13,6 @@ from ..engine import Trainer
 from ..errors import RunError
 from .traced_detector import pad, to_instances
 
-Run = Callable[[Tensor], Mapping[str, Tensor]]
-
 
 class ExportedDetector(nn.Module):
     """An exported detector with the interface of Detectron2's, for its evaluation."""
@@ -39,11 +37,6 @@ class ExportedDetector(nn.Module):
         height, width = image.shape[-2:]
         found = to_instances(self.run(*pad(image, self.step)), (height, width))
         return detector_postprocess(found, item.get("height", height), item.get("width", width))
-
-
-def run_in_detector(run: Run, detector: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
-    """What an exported backbone, which takes pixels, gives for normalised images."""
-    return run(images * detector.pixel_std + detector.pixel_mean)
 
 
 def compare_ap(cfg: CfgNode, detector: nn.Module, exported: nn.Module, most: float) -> str:
@@ -75,7 +68,7 @@ def compare_ap(cfg: CfgNode, detector: nn.Module, exported: nn.Module, most: flo
 
 def _average_precisions(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Every AP of results, which nest by dataset where there are several."""
-    found = {}
+    found: dict[str, float] = {}
     for key, value in results.items():
         if isinstance(value, Mapping):
             found |= _average_precisions(value, f"{prefix}{key} ")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from ..prediction.load_detector import load_detector, read_detector_config
 from ..utils.atomic_files import check_new_file, new_file
 from ..utils.memory import bound_caches
 from .checks import check_images, compare_detections, compare_features
-from .evaluation import ExportedDetector, Run, compare_ap, run_in_detector
+from .evaluation import ExportedDetector, compare_ap
 from .padding import with_padding
-from .pyramid import Pyramid, export_onnx, export_pyramid, save_onnx
+from .pyramid import Pyramid, export_onnx, export_pyramid
 from .sizes import other_size, size_multiple, traced_size
 from .traced_detector import trace_detector
 
+Run = Callable[[Tensor], Mapping[str, Tensor]]
 INFO_FILE = "info.json"
 _FORMATS = {
     ".ts": "the detector as TorchScript",
@@ -90,7 +91,7 @@ def run(
     traced, *others = check_images(
         images, [traced_size(step), traced_size(step), other_size(step)], cfg.INPUT.FORMAT
     )
-    info = _info(cfg, detector, classes, step)
+    info = json.dumps(_info(cfg, detector, classes, step))
 
     with new_file(output, force=force) as temporary:
         if suffix == ".ts":
@@ -98,17 +99,19 @@ def run(
             # Of odd sizes, so that cutting and padding is in the graph.
             traced, *others = (image[:, :-5, :-11] for image in (traced, *others))
             script = trace_detector(padded, traced, step)
-            script.save(str(temporary), _extra_files={INFO_FILE: json.dumps(info)})
+            script.save(str(temporary), _extra_files={INFO_FILE: info})
             ran = torch.jit.load(str(temporary))
             summary = compare_detections(padded, ran, others, threshold, step)
-            exported = ExportedDetector(ran, step)
+            exported: nn.Module = ExportedDetector(ran, step)
         else:
+            # An ONNX graph checks its sizes by other means.
+            pyramid = Pyramid(detector, step if suffix == ".pt2" else None).eval()
             save = _save_onnx if suffix == ".onnx" else _save_pt2
-            ran = save(temporary, detector, traced, step, info)
+            ran = save(temporary, pyramid, torch.stack([traced, traced]), step, info)
             # Another number of images at a time, too.
             batches = [image[None] for image in others] + [torch.stack([traced, others[0]])]
-            summary = compare_features(Pyramid(detector).eval(), ran, batches)
-            exported = with_padding(detector, step, partial(run_in_detector, ran, detector))
+            summary = compare_features(pyramid, ran, batches)
+            exported = with_padding(detector, step, lambda images: ran(pyramid.to_pixels(images)))
         print(summary, flush=True)
         if evaluate:
             print(compare_ap(cfg, detector, exported, max_ap_loss), flush=True)
@@ -116,27 +119,23 @@ def run(
     print(f"{output}: {_FORMATS[suffix]}, {size:.1f} MiB; height and width: multiples of {step} px")
 
 
-def _save_pt2(
-    path: Path, detector: nn.Module, image: Tensor, step: int, info: dict[str, Any]
-) -> Run:
-    pyramid = Pyramid(detector, step).eval()
-    program = export_pyramid(pyramid, torch.stack([image, image]), step)
+def _save_pt2(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str) -> Run:
+    program = export_pyramid(pyramid, images, step)
     # torch.export wants a name that ends in .pt2, or an open file.
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={INFO_FILE: json.dumps(info)})
+        torch.export.save(program, file, extra_files={INFO_FILE: info})
     with path.open("rb") as file:
         # No module within one: it cannot be switched to evaluation, which it is made for.
         return partial(torch.export.load(file).module())
 
 
-def _save_onnx(
-    path: Path, detector: nn.Module, image: Tensor, step: int, info: dict[str, Any]
-) -> Run:
-    pyramid = Pyramid(detector).eval()
-    texts = {"info": json.dumps(info)}
-    save_onnx(export_onnx(pyramid, torch.stack([image, image]), step, texts), path)
+def _save_onnx(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str) -> Run:
+    model = export_onnx(pyramid, images, step, info)
+    import onnx
     import onnxruntime
 
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return partial(_run_onnx, session.run, [output.name for output in session.get_outputs()])
 
@@ -148,13 +147,12 @@ def _run_onnx(run: Callable, names: list[str], images: Tensor) -> dict[str, Tens
 
 def _info(cfg: CfgNode, detector: nn.Module, classes: Classes, step: int) -> dict[str, Any]:
     """What whoever runs the file needs to know."""
-    network = next(
-        (each for each in detector.backbone.modules() if isinstance(each, RoPEViT)), None
-    )
+    modules = detector.get_submodule("backbone").modules()
+    is_ours = any(isinstance(each, RoPEViT) for each in modules)
     return {
-        "network": None if network is None else cfg.MODEL.ROPE_VIT.NAME,
+        "network": cfg.MODEL.ROPE_VIT.NAME if is_ours else None,
         "channels": cfg.INPUT.FORMAT,
-        "pixel_mean": detector.pixel_mean.flatten().tolist(),
+        "pixel_mean": detector.get_buffer("pixel_mean").flatten().tolist(),
         "multiple_of": step,
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,

@@ -49,7 +49,7 @@ def with_padding(
     Args:
         run: in the place of its backbone; None: the backbone itself.
     """
-    backbone = detector.backbone
+    backbone: Backbone = detector.backbone
     padded = PaddedBackbone(run or backbone, backbone.output_shape(), step)
     copied = copy.copy(detector)
     copied._modules = {**detector._modules, "backbone": padded.eval()}

@@ -2,11 +2,10 @@
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -21,6 +20,10 @@ REFUSAL = "height_and_width_must_be_multiples_of_{step}"
 class Pyramid(nn.Module):
     """A detector's backbone, from pixels."""
 
+    backbone: Backbone
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, detector: nn.Module, step: int | None = None) -> None:
         """
         Args:
@@ -32,7 +35,7 @@ class Pyramid(nn.Module):
         self.backbone = detector.backbone
         self.step = step
         for name in ("pixel_mean", "pixel_std"):
-            self.register_buffer(name, getattr(detector, name).detach().clone())
+            self.register_buffer(name, detector.get_buffer(name).detach().clone())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W), 0 to 255, in the channel order of INPUT.FORMAT, to feature maps."""
@@ -42,6 +45,10 @@ class Pyramid(nn.Module):
                 rest = torch.scalar_tensor(side, dtype=torch.int64) % self.step
                 torch._assert_async(rest == 0, f"height and width must be multiples of {self.step}")
         return self.backbone((images - self.pixel_mean) / self.pixel_std)
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """The images that normalised ones were."""
+        return images * self.pixel_std + self.pixel_mean
 
 
 def export_pyramid(pyramid: Pyramid, images: Tensor, step: int) -> ExportedProgram:
@@ -60,12 +67,12 @@ def export_pyramid(pyramid: Pyramid, images: Tensor, step: int) -> ExportedProgr
     return program
 
 
-def export_onnx(pyramid: Pyramid, images: Tensor, step: int, info: Mapping[str, str]) -> Any:
+def export_onnx(pyramid: Pyramid, images: Tensor, step: int, info: str) -> Any:
     """A pyramid as an ONNX model, with any batch, height and width; other sizes are refused.
 
     Args:
         pyramid, images, step: as of :func:`export_pyramid`, without a check in the graph.
-        info: for the model's metadata.
+        info: for the model's metadata, as "info".
 
     Returns:
         An `onnx.ModelProto`.
@@ -91,11 +98,11 @@ def export_onnx(pyramid: Pyramid, images: Tensor, step: int, info: Mapping[str, 
             output_names=names,
             verbose=False,
         )
+    assert program is not None  # as without dynamo
     model = program.model_proto
     _refuse_other_sizes(model, step)
-    for key, value in info.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "info", info
     return model
 
 
@@ -144,11 +151,3 @@ def _refuse_other_sizes(model: Any, step: int) -> None:
     ]
     for node in reversed(nodes):
         graph.node.insert(0, node)
-
-
-def save_onnx(model: Any, path: Path) -> None:
-    """Writes an ONNX model into one file."""
-    import onnx
-
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))

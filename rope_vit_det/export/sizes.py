@@ -2,6 +2,7 @@
 
 import math
 
+from detectron2.modeling.backbone import Backbone
 from torch import nn
 
 from ..models import RoPEViT
@@ -19,8 +20,9 @@ def size_multiple(detector: nn.Module) -> int:
     Args:
         detector: Detectron2's, with a RoPE ViT in its backbone.
     """
-    step = math.lcm(32, max(detector.backbone.size_divisibility, 1))
-    for module in detector.backbone.modules():
+    backbone: Backbone = detector.backbone
+    step = math.lcm(32, max(backbone.size_divisibility, 1))
+    for module in backbone.modules():
         if isinstance(module, RoPEViT) and module.window_size:
             step = math.lcm(step, module.patch_stride * module.window_size)
     return step

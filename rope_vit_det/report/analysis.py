@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from detectron2.config import instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.proposal_generator import RPN
@@ -71,49 +72,32 @@ def detector_complexity(
     Returns:
         The parts, and the (height, width) that the image is padded to.
     """
-    padded = padded_size((height, width), max(detector.backbone.size_divisibility, 1))
-    backbone = detector.backbone
-    detector.backbone = _RandomFeatures(backbone)
-    _keep_everything(detector)
-    image = {"image": torch.zeros(3, height, width), "height": height, "width": width}
-    heads = count_complexity(detector, [image], _head)
-
+    backbone: Backbone = detector.backbone
+    padded = padded_size((height, width), max(backbone.size_divisibility, 1))
     backbone.to("meta")
     parts = count_complexity(
         backbone, torch.empty(1, 3, *padded, device="meta"), partial(_backbone_part, backbone)
     )
     # After the network, which lies in it.
     pyramid = {name: parts.pop(name) for name in ("pyramid",) if name in parts}
+    backbone.forward = partial(_random_features, backbone.output_shape())
+    _keep_everything(detector)
+    image = {"image": torch.zeros(3, height, width), "height": height, "width": width}
+    heads = count_complexity(detector, [image], _head)
+    del heads["backbone"]  # counted already
     return parts | pyramid | heads, padded
 
 
-class _RandomFeatures(Backbone):
-    """In place of a backbone: feature maps of its shapes, at no cost."""
+def _random_features(shapes: dict[str, ShapeSpec], images: Tensor) -> dict[str, Tensor]:
+    """In place of a backbone's: feature maps of its shapes, at no cost."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self._shapes = backbone.output_shape()
-        self._padding = (backbone.size_divisibility, backbone.padding_constraints)
+    def grid(stride: int) -> list[int]:
+        return [-(-side // stride) for side in images.shape[-2:]]
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        def grid(stride: int) -> list[int]:
-            return [-(-side // stride) for side in images.shape[-2:]]
-
-        return {
-            name: torch.randn(len(images), shape.channels, *grid(shape.stride))
-            for name, shape in self._shapes.items()
-        }
-
-    def output_shape(self) -> dict:
-        return self._shapes
-
-    @property
-    def size_divisibility(self) -> int:
-        return self._padding[0]
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return self._padding[1]
+    return {
+        name: torch.randn(len(images), shape.channels, *grid(shape.stride))
+        for name, shape in shapes.items()
+    }
 
 
 def _keep_everything(detector: nn.Module) -> None:

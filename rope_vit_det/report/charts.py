@@ -20,8 +20,7 @@ MAX_CLASSES = 20
 
 def chart(draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> str:
     """What a function draws into axes, as an SVG element with text that can be searched."""
-    options = {"svg.fonttype": "none", "font.size": 9, "legend.fontsize": 8}
-    with matplotlib.rc_context(options):
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9, "legend.fontsize": 8}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         file = io.StringIO()
@@ -71,8 +70,8 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Callable[[Axes], None
             for row, column in np.ndindex(part.shape):
                 if part[row, column]:
                     colour = "white" if share[row, column] > 0.6 else "black"
-                    position = {"ha": "center", "va": "center", "color": colour}
-                    axes.text(column, row, str(part[row, column]), **position)
+                    count = str(part[row, column])
+                    axes.text(column, row, count, ha="center", va="center", color=colour)
 
     return draw
 

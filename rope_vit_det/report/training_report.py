@@ -151,9 +151,8 @@ def _evaluation(cfg: CfgNode, folder: Path) -> dict[str, Any]:
     # Before the matching, which turns polygons into bitmaps.
     tasks = {"bbox": "boxes", "segm": "masks"} if task == "segm" else {"bbox": "boxes"}
     precisions = {what: class_precisions(truth, results, each) for each, what in tasks.items()}
-    options = {"min_score": _MIN_SCORE, "iou": _IOU, "task": task}
-    counts = confusion_matrix(truth, results, **options)
-    matches = match_images(truth, results, **options)
+    counts = confusion_matrix(truth, results, min_score=_MIN_SCORE, iou=_IOU, task=task)
+    matches = match_images(truth, results, min_score=_MIN_SCORE, iou=_IOU, task=task)
     rest = sorted(matches[_NUM_WORST:], key=lambda each: (-each.f1, -len(each.found)))
     chosen = {"Worst": matches[:_NUM_WORST], "Best": rest[:_NUM_BEST]}
     names = [truth.cats[number]["name"] for number in sorted(truth.cats)]

@@ -117,8 +117,8 @@ def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
     if importlib.util.find_spec("timm"):
         from timm.optim import get_optimizer_info, list_optimizers
 
-        timms = [each for each in list_optimizers() if not get_optimizer_info(each).second_order]
-        known += [f"timm:{each}" for each in timms]
+        timms = map(str, list_optimizers())
+        known += [f"timm:{each}" for each in timms if not get_optimizer_info(each).second_order]
         if name in known:
             return _timm
     raise InputError(

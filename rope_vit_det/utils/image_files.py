@@ -33,8 +33,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[str]:
     if not inputs:
         raise InputError("no images given: name image files, folders or patterns")
     found: dict[str, str] = {}
-    for given in map(os.fspath, inputs):
-        images = list(_images(given))
+    for given in inputs:
+        images = list(_images(os.fspath(given)))
         if not images:
             raise InputError(
                 f"{given} brings no image (suffixes looked for: {', '.join(IMG_EXTENSIONS)})"

@@ -11,8 +11,8 @@ _TURN = 0.381966
 
 def class_colours(count: int) -> list[tuple[int, int, int]]:
     """RGB, 0 to 255, of classes 0, 1, …; the same for the same class, whatever their number."""
-    hues = [i * _TURN % 1 for i in range(count)]
-    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.9, 0.95)) for hue in hues]
+    colours = (colorsys.hsv_to_rgb(i * _TURN % 1, 0.9, 0.95) for i in range(count))
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]
 
 
 def class_metadata(names: Sequence[str]) -> Metadata:

@@ -28,31 +28,29 @@ def draw_mistakes(
         RGB, uint8; small images are enlarged.
     """
     canvas = Visualizer(image, scale=readable_scale(image))
-    for entries, colour, word in (
-        (matches.found, FOUND, ""),
-        (matches.false, FALSE, "false "),
-        (matches.missed, MISSED, "missed "),
-    ):
+    kinds = (
+        ("found", matches.found, FOUND),
+        ("false", matches.false, FALSE),
+        ("missed", matches.missed, MISSED),
+    )
+    for kind, entries, colour in kinds:
         if entries:
             canvas.overlay_instances(
                 boxes=np.array([_box(each) for each in entries]),
                 masks=[GenericMask(each["segmentation"], *image.shape[:2]) for each in entries]
                 if masks
                 else None,
-                labels=[word + _label(each, class_names) for each in entries],
+                labels=[_label(each, class_names, kind) for each in entries],
                 assigned_colors=[np.array(colour) / 255] * len(entries),
                 alpha=0.35,
             )
-    counts = (
-        (f"{len(matches.found)} found", FOUND),
-        (f"{len(matches.false)} false", FALSE),
-        (f"{len(matches.missed)} missed", MISSED),
-    )
+    counts = [(f"{len(entries)} {kind}", colour) for kind, entries, colour in kinds]
     return caption_below(canvas.output.get_image(), matches.image["file_name"], counts)
 
 
-def _label(entry: Mapping[str, Any], class_names: Mapping[int, str]) -> str:
+def _label(entry: Mapping[str, Any], class_names: Mapping[int, str], kind: str) -> str:
     name = class_names[entry["category_id"]]
+    name = name if kind == "found" else f"{kind} {name}"
     return f"{name} {entry['score']:.0%}" if "score" in entry else name
 
 

@@ -54,14 +54,9 @@ def draw_predictions(
     for image, found in zip(images, predictions, strict=True):
         pixels = read_image(image["file_name"], "RGB")
         scale = fit_scale(pixels, _PANEL)
-        canvases = [
-            Visualizer(pixels, metadata, scale, instance_mode=ColorMode.SEGMENTATION)
-            for _ in range(2)
-        ]
-        panels += [
-            canvases[0].draw_dataset_dict(dict(image)).get_image(),
-            canvases[1].draw_instance_predictions(found[found.scores >= min_score]).get_image(),
-        ]
+        truth = Visualizer(pixels, metadata, scale, instance_mode=ColorMode.SEGMENTATION)
+        panels.append(truth.draw_dataset_dict(dict(image)).get_image())
+        panels.append(draw_instances(pixels, found[found.scores >= min_score], metadata, scale))
     columns = 2 * min(_PAIRS_A_ROW, len(images))
     captions = ["ground truth", "predictions"] * _PAIRS_A_ROW
     write_picture(make_sheet(panels, columns, _PANEL[0], captions), out)

@@ -47,16 +47,17 @@ def run(args: argparse.Namespace) -> None:
     check_input_config(cfg)
     check_datasets(cfg)
     cfg = with_seed(cfg, settle_seed(cfg.SEED))
-    pictures, panels = [], []
+    pictures: dict[str, np.ndarray] = {}
+    panels = []
     loader = chain.from_iterable(build_train_loader(cfg))
     samples = tqdm(islice(loader, args.number), "drawing", args.number, disable=None)
     metadata = class_metadata(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
     for sample in samples:
         name = Path(sample["file_name"]).stem
-        pictures.append((f"{len(pictures):03d}_{name}.png", draw_sample(sample, cfg, metadata)))
+        pictures[f"{len(pictures):03d}_{name}.png"] = draw_sample(sample, cfg, metadata)
         panels.append(draw_sample(sample, cfg, metadata, panel=_PANEL))
     folder = Path(args.output_dir)
-    for name, picture in pictures:
+    for name, picture in pictures.items():
         write_picture(picture, folder / name)
     sheet = make_sheet(panels, _COLUMNS, _PANEL[0])
     write_picture(sheet, folder / SHEET)

@@ -40,13 +40,16 @@ def run(
     Raises:
         InputError: nothing was written; says why.
     """
-    if dataset is None and not (val_json and val_images):
-        raise InputError("name the ground truth: --dataset, or --val-json and --val-images")
     if number < 1 or not 0 < iou <= 1 or not 0 <= confidence_threshold <= 1:
         raise InputError(
             "--number is 1 or more, --iou above 0 and up to 1, --confidence-threshold from 0 to 1"
         )
-    json_file, folder = registered_files(dataset) if dataset else (val_json, val_images)
+    if dataset:
+        json_file, folder = registered_files(dataset)
+    elif val_json and val_images:
+        json_file, folder = val_json, val_images
+    else:
+        raise InputError("name the ground truth: --dataset, or --val-json and --val-images")
     truth = read_truth(json_file)
     found, covered = read_results(results, truth)
     truth = restrict(truth, covered)

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.multiprocessing import ProcessRaisedException
 
+from rope_vit_det.distributed import launch
 from rope_vit_det.distributed.launch import check_processes
-from rope_vit_det.errors import InputError
+from rope_vit_det.errors import InputError, RunError, StoppedError
 
 ROOT = Path(__file__).parents[2]
 TRAIN = (ROOT / "tools" / "train_net.py", "--config-file", ROOT / "configs" / "demo.yaml")
@@ -257,6 +259,18 @@ def test_torchrun(run, tmp_path):
     assert (tmp_path / "out" / "model_final.pth").exists()
     both = run("-m", "torch.distributed.run", "--nproc-per-node", "2", *TRAIN, "--num-gpus", "2")
     assert both.returncode != 0 and "torchrun starts the processes" in both.stderr
+
+
+@pytest.mark.parametrize("kind", [InputError, RunError, StoppedError])
+def test_an_error_of_another_process_is_raised_as_what_it_was(monkeypatch, kind):
+    def one_died(*args, **kwargs):
+        raise ProcessRaisedException(f"{kind.__module__}.{kind.__name__}: the reason", 1, 1)
+
+    monkeypatch.setattr(launch, "detectron2_launch", one_died)
+    args = Namespace(num_gpus=1, num_machines=1, machine_rank=0)
+    with pytest.raises(kind, match=r"^the reason$") as error:
+        launch.launch(print, args, device="cpu")
+    assert type(error.value) is kind
 
 
 @pytest.mark.parametrize(

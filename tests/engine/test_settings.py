@@ -61,10 +61,7 @@ def refusal(monkeypatch, tmp_path, small_demo_dataset):
         ("MODEL.RPN.HEAD_NAME StandardRPN", "found in 'RPN_HEAD' registry"),
         ("MODEL.ROI_BOX_HEAD.NAME FastRCNNConvFC", "found in 'ROI_BOX_HEAD' registry"),
         ("MODEL.ROI_MASK_HEAD.NAME MaskRCNN", "found in 'ROI_MASK_HEAD' registry"),
-        (
-            "MODEL.ROI_KEYPOINT_HEAD.NAME no MODEL.KEYPOINT_ON True",
-            "in 'ROI_KEYPOINT_HEAD'",
-        ),
+        ("MODEL.ROI_KEYPOINT_HEAD.NAME no MODEL.KEYPOINT_ON True", "in 'ROI_KEYPOINT_HEAD'"),
         ("MODEL.ANCHOR_GENERATOR.NAME Default", "found in 'ANCHOR_GENERATOR' registry"),
         (
             "MODEL.SEM_SEG_HEAD.NAME FPN MODEL.META_ARCHITECTURE PanopticFPN "

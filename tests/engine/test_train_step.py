@@ -8,6 +8,7 @@ from detectron2.utils.events import EventStorage
 from helpers import relative_difference
 
 from rope_vit_det.engine.train_step import build_train_step
+from rope_vit_det.errors import InputError
 from rope_vit_det.layers import cpu as cpu_kernels
 from rope_vit_det.solver.optimizers import build_optimizer
 
@@ -124,3 +125,12 @@ def test_clipping_bounds_the_norm_of_the_averaged_gradient(cfg):
     assert whole > 1  # there was something to clip
     for found, parameter in zip(gradients, oracle.parameters(), strict=True):
         assert relative_difference(found, parameter.grad) < 1e-4
+
+
+def test_a_model_without_losses_is_refused(cfg):
+    model = _Model()
+    model.forward = lambda x: {}
+    step = build_train_step(cfg, model, [torch.zeros(1, 64)], build_optimizer(cfg, model))
+    step.iter = 0
+    with pytest.raises(InputError, match="no losses"):
+        step.run_step()

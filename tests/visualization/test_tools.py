@@ -50,6 +50,7 @@ def test_colours_say_what_is_found_false_and_missed(known_results):
     ("options", "message"),
     [
         ({}, "name the ground truth"),
+        ({"dataset": ""}, "name the ground truth"),
         ({"dataset": "nothing"}, "no dataset is registered as 'nothing'"),
         ({"val_json": "gone.json", "val_images": "."}, r"gone\.json: No such file"),
         ({"dataset": "x", "number": 0}, "--number is 1 or more"),
