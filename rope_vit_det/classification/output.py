@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import InputError
-from ..utils.atomic_files import new_file
+from ..utils.atomic_files import check_new_file, new_file
 from .classify import Classes, Embeddings
 
 SUFFIXES = (".csv", ".npz")
@@ -20,17 +20,11 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """Finds out, before the work, whether results can be written to a path.
 
     Raises:
-        InputError: it has another suffix, or its folder does not exist or is read-only.
+        InputError: it has another suffix, or :func:`~rope_vit_det.utils.atomic_files.check_folder`.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
+    if Path(path).suffix not in SUFFIXES:
         raise InputError(f"{path}: the name of the output must end in {' or '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+    check_new_file(path, force=True)
 
 
 def write_classes(classes: Classes, path: str | os.PathLike[str] | None) -> None:

@@ -1,6 +1,7 @@
 """Every config switch of this project: the only place that defines keys and checks their values."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -137,6 +138,22 @@ def get_key(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
+def set_key(cfg: CfgNode, key: str, value: Any) -> None:
+    """Sets the value of a key in full."""
+    section, _, last = key.rpartition(".")
+    (get_key(cfg, section) if section else cfg)[last] = value
+
+
+def with_settings(cfg: CfgNode, settings: Mapping[str, Any]) -> CfgNode:
+    """A copy of a config, frozen, with other values of some keys in full."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in settings.items():
+        set_key(cfg, key, value)
+    cfg.freeze()
+    return cfg
+
+
 def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
     """Checks the values under MODEL.ROPE_VIT that the network itself cannot know.
 
@@ -212,7 +229,7 @@ def check_solver_config(cfg: CfgNode) -> None:
     check_optimizer_config(cfg)
     decay = solver.LAYER_DECAY
     check("LAYER_DECAY", is_number(decay) and 0 < decay <= 1, "above 0, up to 1 (no decay)")
-    check("AMP.DTYPE", solver.AMP.DTYPE in AMP_DTYPES, ", ".join(AMP_DTYPES))
+    check_precision(cfg)
     for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
         check(key, is_whole_number(solver[key], least), f"{least} or more")
     check("EMA.DECAY", is_share(solver.EMA.DECAY), "0 to below 1")
@@ -226,7 +243,17 @@ def check_solver_config(cfg: CfgNode) -> None:
         not clip.ENABLED or clip.CLIP_TYPE in CLIP_TYPES,
         ", ".join(CLIP_TYPES),
     )
-    if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+
+
+def check_precision(cfg: CfgNode) -> None:
+    """Checks SOLVER.AMP.
+
+    Raises:
+        InputError: names the key, its value and the allowed values.
+    """
+    amp = cfg.SOLVER.AMP
+    check_key(cfg, "SOLVER.AMP.DTYPE", amp.DTYPE in AMP_DTYPES, ", ".join(AMP_DTYPES))
+    if amp.ENABLED and amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise InputError(
             "SOLVER.AMP.DTYPE float16 needs a GPU; on the CPU use SOLVER.AMP.DTYPE bfloat16"
         )

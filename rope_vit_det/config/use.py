@@ -15,7 +15,7 @@ from ..pyramids import BACKBONES, pyramid_for_heads
 from ..utils.arguments import to_pair
 from ..weights.info import WeightsInfo, architecture_from_config
 from ..weights.load import PREFIXES, birder_url, locate, published_url, read_weights
-from .keys import add_rope_vit_config, get_key
+from .keys import add_rope_vit_config, get_key, set_key
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,11 @@ def use_rope_vit(
     cfg.defrost()
     add_rope_vit_config(cfg)
     for key, value in settings.items():
-        _set(cfg, key, value)
+        set_key(cfg, key, value)
     if solver:
         settings = solver_settings(cfg)
         for key, value in settings.items():
-            _set(cfg, key, value)
+            set_key(cfg, key, value)
         # A warning, as a script's loggers are seldom set up before its config is.
         logger.warning(
             "use_rope_vit has set %s, for batches of %d images (solver=False leaves SOLVER alone)",
@@ -138,24 +138,33 @@ def settings_for(info: WeightsInfo) -> dict[str, Any]:
 
 
 def compared_settings(cfg: CfgNode) -> dict[str, Any]:
-    """The values that a config has for the keys that weights decide."""
-    return {key: get_key(cfg, key) for key in _COMPARED}
+    """The values that a config has for the keys that weights decide.
+
+    Pixels that are None, as a LazyConfig's may be, are left out.
+    """
+    settings = {key: get_key(cfg, key) for key in _COMPARED}
+    return {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}
+
+
+def as_arguments(settings: Mapping[str, Any]) -> str:
+    """KEY VALUE pairs as a command line takes them."""
+    return " ".join(f"{key} {shlex.quote(str(value))}" for key, value in settings.items())
 
 
 def disagreement(
     settings: Mapping[str, Any],
     info: WeightsInfo,
-    spell: Callable[[Mapping[str, Any]], str] | None = None,
+    spell: Callable[[Mapping[str, Any]], str] = as_arguments,
 ) -> str | None:
     """What must be changed in a config before weights fit it; None: nothing.
 
     Args:
         settings: of the config, from :func:`compared_settings`; what it lacks is not compared.
-        spell: writes settings as the user would; None: :func:`as_arguments`.
+        spell: writes settings as the user would.
     """
     wanted = {key: value for key, value in settings_for(info).items() if key in settings}
     wrong = {k: v for k, v in wanted.items() if not _agree(k, settings[k], v, settings)}
-    reasons = [f"set {(spell or as_arguments)(wrong)}"] if wrong else []
+    reasons = [f"set {spell(wrong)}"] if wrong else []
     network = settings["MODEL.ROPE_VIT.NAME"]
     for key, value in architecture_from_config(info.config, network).items():
         default = inspect.signature(RoPEViT).parameters[key].default
@@ -163,11 +172,6 @@ def disagreement(
         if key not in _NOT_COMPARED and value != own:
             reasons.append(f"they have {key} {value!r}, {network} has {own!r}, and no key sets it")
     return "; ".join(reasons) or None
-
-
-def as_arguments(settings: Mapping[str, Any]) -> str:
-    """KEY VALUE pairs as a command line takes them."""
-    return " ".join(f"{key} {shlex.quote(str(value))}" for key, value in settings.items())
 
 
 def _agree(key: str, given: Any, wanted: Any, settings: Mapping[str, Any]) -> bool:
@@ -190,10 +194,3 @@ def _agree(key: str, given: Any, wanted: Any, settings: Mapping[str, Any]) -> bo
 def _backbone_name(cfg: CfgNode) -> str:
     name = cfg.MODEL.BACKBONE.NAME
     return name if name in BACKBONES else pyramid_for_heads(cfg)
-
-
-def _set(cfg: CfgNode, key: str, value: Any) -> None:
-    *parts, last = key.split(".")
-    for part in parts:
-        cfg = cfg[part]
-    cfg[last] = value

@@ -17,22 +17,19 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint.checkpoint_files import last_checkpoint
-from ..checkpoint.checkpointer import DetectorCheckpointer, check_weights_path
+from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
-from ..config.keys import AMP_DTYPES, add_rope_vit_config
+from ..config.keys import add_rope_vit_config, check_precision, set_key
 from ..config.run_config import config_files, find_config_file
-from ..config.use import disagreement
 from ..data.classes import dataset_classes
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
@@ -44,32 +41,22 @@ from ..solver.learning_rates import learning_rate_table
 from ..utils.memory import bound_caches
 from ..utils.seeding import Purpose, seed_all
 from ..weights.detector import LAZY_NAMES
-from ..weights.detectron2_format import read_info
-from ..weights.load import PREFIXES, as_birder_url
-from .command_line import log_config_files, without_config_files
+from ..weights.load import as_birder_url
 from .divergence import replay
 from .hooks import Checkpoints, EventHistory
 from .rehearsal import MAX_IMAGES, Parts, rehearse
 from .resumable import ResumableTrainer
-from .run_folder import check_output, clear_output, describe_output, record_run, settle_seed
-from .setup import check_data
-from .train_step import TrainStep
+from .run_folder import check_output, clear_output, describe_output, settle_seed
+from .setup import begin, check_data, check_weights
+from .train_step import TrainStep, training_precision
 
 logger = logging.getLogger(__name__)
 
 _PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
-# By where the number of classes stands.
-_ARCHITECTURES = {"ROI_HEADS": "GeneralizedRCNN", "RETINANET": "RetinaNet"}
-# What messages name of a yaml config: where it stands in a LazyConfig.
-_KEYS = {
-    "DATASETS.TRAIN": "dataloader.train.dataset.names",
-    "DATASETS.TEST": "dataloader.test.dataset.names",
-    "INPUT.MASK_FORMAT": "dataloader.train.mapper.instance_mask_format",
-    "MODEL.MASK_ON": "dataloader.train.mapper.use_instance_mask",
-    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
-    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
-    "MODEL.WEIGHTS": "train.init_checkpoint",
-    "OUTPUT_DIR": "train.output_dir",
+# By the key that says their number of classes.
+_ARCHITECTURES = {
+    "MODEL.ROI_HEADS.NUM_CLASSES": "GeneralizedRCNN",
+    "MODEL.RETINANET.NUM_CLASSES": "RetinaNet",
 }
 
 
@@ -138,28 +125,17 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     Raises:
         InputError: names the key or file, and the remedy.
     """
-    dtype = cfg.train.amp.get("dtype", "bfloat16")
-    if dtype not in AMP_DTYPES:
-        raise InputError(f"train.amp.dtype is {dtype!r}; allowed: {', '.join(AMP_DTYPES)}")
-    if cfg.train.amp.enabled and dtype == "float16" and cfg.train.device == "cpu":
-        raise InputError("train.amp.dtype float16 needs a GPU; on the CPU use bfloat16")
-    if not (resume and last_checkpoint(cfg.train.output_dir)):
-        weights = cfg.train.init_checkpoint
-        try:
-            check_weights_path(weights, for_rope_vit=False)  # the load knows the model
-            if cfg.train.get("check_weights", True):
-                _check_agreement(cfg)
-        except InputError as error:
-            raise InputError(f"train.init_checkpoint {weights}: {error}") from None
-        if eval_only and not weights:
-            raise InputError("--eval-only needs train.init_checkpoint, or --resume")
+    view = _as_yaml(cfg)
     # A split whose loader is not Detectron2's is its author's to check.
-    splits = ("test",) if eval_only else ("train", "test")
-    if all(dataset_names(cfg, split) for split in splits):
-        try:
-            check_data(_as_yaml(cfg), eval_only=eval_only, resume=resume)
-        except InputError as error:
-            raise InputError(_with_lazy_keys(str(error))) from None
+    known = all(view.DATASETS[split] for split in (("TEST",) if eval_only else ("TRAIN", "TEST")))
+    try:
+        check_precision(view)
+        check_weights(view, eval_only=eval_only, resume=resume, spell=_as_overrides)
+        if known:
+            check_data(view, eval_only=eval_only, resume=resume)
+    except InputError as error:
+        keys = "|".join(map(re.escape, LAZY_NAMES))
+        raise InputError(re.sub(keys, lambda key: LAZY_NAMES[key[0]], str(error))) from None
 
 
 def dataset_names(cfg: DictConfig, split: str) -> tuple[str, ...]:
@@ -267,20 +243,15 @@ def _run_in_process(args: argparse.Namespace) -> None:
     cfg.train.seed = settle_seed(cfg.train.get("seed", -1), output, resume=args.resume)
     visible = copy.deepcopy(cfg)
     if not comm.is_main_process():
-        visible.train.output_dir = ""  # keeps Detectron2 from a log file for each process
-    setup_logger(visible.train.output_dir, distributed_rank=comm.get_rank(), name="rope_vit_det")
-    log_config_files(args)
-    default_setup(visible, without_config_files(args))
-    if comm.is_main_process():
-        record_run(cfg.train.output_dir, cfg.train.seed)
+        visible.train.output_dir = None  # keeps Detectron2 from a log file for each process
+    begin(visible, args, cfg.train.output_dir, cfg.train.seed)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
     if comm.is_main_process():
         logger.info(describe_output(cfg.train.output_dir))
 
 
 def _precision(cfg: DictConfig) -> torch.dtype:
-    amp = cfg.train.amp
-    return getattr(torch, amp.get("dtype", "bfloat16")) if amp.enabled else torch.float32
+    return training_precision(_as_yaml(cfg))
 
 
 def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:
@@ -324,22 +295,6 @@ def _parts(args: argparse.Namespace, folder: str) -> Parts:
     )
 
 
-def _check_agreement(cfg: DictConfig) -> None:
-    """Refuses weights of birder's that were trained with other input than the config describes."""
-    weights = as_birder_url(cfg.train.init_checkpoint)
-    settings = {key: _select(cfg, name) for key, name in LAZY_NAMES.items()}
-    if not weights.startswith(PREFIXES) or settings["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
-        return
-    # Other models than Detectron2's may have their pixel statistics elsewhere.
-    stated = {k: v for k, v in settings.items() if v is not None or ".ROPE_VIT." in k}
-    problem = disagreement(stated, read_info(weights), _as_overrides)
-    if problem:
-        raise InputError(
-            f"these weights were trained with other settings than the config has; {problem}; or "
-            "set train.check_weights=False to go on all the same"
-        )
-
-
 def _as_overrides(settings: Mapping[str, Any]) -> str:
     """Settings as `key=value` on the command line."""
     pairs = (f"{LAZY_NAMES[key]}={value}".replace(", ", ",") for key, value in settings.items())
@@ -350,18 +305,18 @@ def _as_yaml(cfg: DictConfig) -> CfgNode:
     """What a yaml config of the same run would say, as far as the checks read it."""
     view = get_cfg()
     add_rope_vit_config(view)
-    view.OUTPUT_DIR, view.MODEL.WEIGHTS = cfg.train.output_dir, cfg.train.init_checkpoint
-    view.DATASETS.TRAIN = dataset_names(cfg, "train")
-    view.DATASETS.TEST = dataset_names(cfg, "test")
-    mapper = _select(cfg, "dataloader.train.mapper") or {}
-    view.MODEL.MASK_ON = bool(mapper.get("use_instance_mask"))
-    view.INPUT.MASK_FORMAT = mapper.get("instance_mask_format", "polygon")
-    for key, architecture in _ARCHITECTURES.items():
-        classes = _select(cfg, _KEYS[f"MODEL.{key}.NUM_CLASSES"])
-        if classes is not None:
-            view.MODEL[key].NUM_CLASSES, view.MODEL.META_ARCHITECTURE = classes, architecture
-            return view
+    # Other models than Detectron2's may have them elsewhere.
+    view.INPUT.FORMAT = view.MODEL.PIXEL_MEAN = view.MODEL.PIXEL_STD = None
     view.MODEL.META_ARCHITECTURE = "unknown"
+    found = {key: _select(cfg, place) for key, place in LAZY_NAMES.items()}
+    found |= {f"DATASETS.{split.upper()}": dataset_names(cfg, split) for split in ("train", "test")}
+    for key, value in found.items():
+        if value is not None:
+            set_key(view, key, value)
+            view.MODEL.META_ARCHITECTURE = _ARCHITECTURES.get(key, view.MODEL.META_ARCHITECTURE)
+    view.MODEL.WEIGHTS = as_birder_url(view.MODEL.WEIGHTS)
+    if found["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
+        view.MODEL.ROPE_VIT.CHECK_WEIGHTS = False  # they are another network's
     return view
 
 
@@ -370,7 +325,3 @@ def _select(cfg: DictConfig, place: str) -> Any:
         return OmegaConf.select(cfg, place)
     except ConfigTypeError:
         return None  # a list where Detectron2's configs have keys
-
-
-def _with_lazy_keys(message: str) -> str:
-    return re.sub("|".join(map(re.escape, _KEYS)), lambda key: _KEYS[key[0]], message)

@@ -37,7 +37,7 @@ from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..config.keys import add_rope_vit_config
+from ..config.keys import add_rope_vit_config, with_settings
 from ..config.rules import leaves
 from ..data.validation.check import FAULTS_FILE
 from ..distributed.launch import count_processes
@@ -120,13 +120,15 @@ def _parts(
     usual = dict(leaves(defaults))
     values = {v: k for k, v in leaves(cfg) if isinstance(v, str) and v and v != usual.get(k)}
     parallel = cfg.SOLVER.REFERENCE_WORLD_SIZE or count_processes(args) * cfg.SOLVER.ACCUMULATE
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.SEED = folder, max(cfg.SEED, 0)
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SOLVER.IMS_PER_BATCH = min(MAX_IMAGES, cfg.SOLVER.IMS_PER_BATCH // parallel)
-    cfg.SOLVER.ACCUMULATE, cfg.SOLVER.REFERENCE_WORLD_SIZE = 1, 0
-    cfg.freeze()
+    settings = {
+        "OUTPUT_DIR": folder,
+        "SEED": max(cfg.SEED, 0),
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.IMS_PER_BATCH": min(MAX_IMAGES, cfg.SOLVER.IMS_PER_BATCH // parallel),
+        "SOLVER.ACCUMULATE": 1,
+        "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    }
+    cfg = with_settings(cfg, settings)
 
     def train_step(model: nn.Module) -> TrainStep:
         optimizer = trainer.build_optimizer(cfg, model)

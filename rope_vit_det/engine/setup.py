@@ -2,12 +2,15 @@
 
 import argparse
 import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import check_weights_path, read_classes, weights_error
@@ -16,10 +19,11 @@ from ..config.keys import (
     check_pyramid_config,
     check_rope_vit_config,
     check_solver_config,
+    with_settings,
 )
 from ..config.rules import check_rules
 from ..config.run_config import config_files, find_config_file, merge_config
-from ..config.use import compared_settings, disagreement
+from ..config.use import as_arguments, compared_settings, disagreement
 from ..data.own import register_own_data
 from ..data.validation.check import check_datasets, check_same_classes
 from ..errors import InputError
@@ -29,7 +33,6 @@ from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIXES
 from .command_line import add_own_data, log_config_files, without_config_files
 from .run_folder import check_writable, record_run, settle_seed
-from .trainer import with_seed
 
 logger = logging.getLogger(__name__)
 
@@ -86,17 +89,44 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
         InputError: names the key or file, and the remedy.
     """
     check_settings(cfg, eval_only=eval_only)
-    if not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
-        try:
-            ours = "rope_vit" in cfg.MODEL.BACKBONE.NAME
-            check_weights_path(cfg.MODEL.WEIGHTS, for_rope_vit=ours)
-            if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS:
-                _check_agreement(cfg)
-        except InputError as error:
-            raise weights_error(cfg.MODEL.WEIGHTS, error) from None
-        if eval_only and not cfg.MODEL.WEIGHTS:
-            raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
+    check_weights(cfg, eval_only=eval_only, resume=resume)
     check_data(cfg, eval_only=eval_only, resume=resume)
+
+
+def check_weights(
+    cfg: CfgNode,
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    spell: Callable[[Mapping[str, Any]], str] = as_arguments,
+) -> None:
+    """Checks that there are weights, trained with such input as the config describes.
+
+    Args:
+        eval_only, resume: see :func:`check_config`.
+        spell: see :func:`~rope_vit_det.config.use.disagreement`.
+
+    Raises:
+        InputError: names the file, and the remedy.
+    """
+    if resume and last_checkpoint(cfg.OUTPUT_DIR):
+        return
+    weights = cfg.MODEL.WEIGHTS
+    if eval_only and not weights:
+        raise InputError("--eval-only needs MODEL.WEIGHTS, or --resume with a checkpoint")
+    try:
+        check_weights_path(weights, for_rope_vit="rope_vit" in cfg.MODEL.BACKBONE.NAME)
+        # Here and not in the processes of the run, so that only one downloads and converts.
+        if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS and weights.startswith(PREFIXES):
+            problem = disagreement(compared_settings(cfg), read_info(weights), spell)
+            if problem:
+                raise InputError(
+                    "these weights were trained with other settings than the config has; "
+                    f"{problem}; or set {spell({'MODEL.ROPE_VIT.CHECK_WEIGHTS': False})} to go on "
+                    "all the same"
+                )
+    except InputError as error:
+        raise weights_error(weights, error) from None
 
 
 def check_data(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -130,34 +160,25 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         seed = settle_seed(cfg.SEED)
     else:
         seed = settle_seed(cfg.SEED, cfg.OUTPUT_DIR, resume=args.resume)
-    cfg = with_seed(cfg, seed)
+    cfg = with_settings(cfg, {"SEED": seed})
     # None keeps Detectron2 from a log file for each process.
-    visible = cfg if comm.is_main_process() else _without_output(cfg)
-    setup_logger(visible.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rope_vit_det")
-    log_config_files(args)
-    default_setup(visible, without_config_files(args))
-    if comm.is_main_process():
-        record_run(cfg.OUTPUT_DIR, cfg.SEED)
+    visible = cfg if comm.is_main_process() else with_settings(cfg, {"OUTPUT_DIR": None})
+    begin(visible, args, cfg.OUTPUT_DIR, seed)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logger.info("No GPU here: running on the CPU (%d threads)", torch.get_num_threads())
     return cfg
 
 
-def _without_output(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = None
-    return cfg
+def begin(cfg: CfgNode | DictConfig, args: argparse.Namespace, output: str, seed: int) -> None:
+    """Detectron2's `default_setup`, our log, and a line of record, in every process of a run.
 
-
-def _check_agreement(cfg: CfgNode) -> None:
-    """Refuses weights of birder's that were trained with other input than the config describes."""
-    if not cfg.MODEL.WEIGHTS.startswith(PREFIXES):
-        return
-    # Here and not in the processes of the run, so that only one downloads and converts.
-    problem = disagreement(compared_settings(cfg), read_info(cfg.MODEL.WEIGHTS))
-    if problem:
-        raise InputError(
-            f"these weights were trained with other settings than the config has; {problem}; or "
-            "set MODEL.ROPE_VIT.CHECK_WEIGHTS False to go on all the same"
-        )
+    Args:
+        cfg: whose output folder is None in all but the main process, which writes.
+        output: the folder.
+    """
+    mine = output if comm.is_main_process() else None
+    setup_logger(mine, distributed_rank=comm.get_rank(), name="rope_vit_det")
+    log_config_files(args)
+    default_setup(cfg, without_config_files(args))
+    if mine is not None:
+        record_run(mine, seed)

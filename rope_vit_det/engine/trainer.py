@@ -17,6 +17,7 @@ from torch import nn
 
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
+from ..config.keys import with_settings
 from ..data.classes import dataset_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.workers import ShieldedLoader
@@ -44,7 +45,7 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         TrainerBase.__init__(self)
         self._writers: list[EventWriter] = []
         if cfg.SEED < 0:
-            cfg = with_seed(cfg, settle_seed(cfg.SEED))
+            cfg = with_settings(cfg, {"SEED": settle_seed(cfg.SEED)})
         # To Detectron2's scaling of batch and rate, a micro-batch is as good as a process.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
         model = self.build_model(cfg)
@@ -152,12 +153,3 @@ class Trainer(ResumableTrainer, DefaultTrainer):
 
     def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
         return self.test_with_tta(self.cfg, self.evaluated_model)
-
-
-def with_seed(cfg: CfgNode, seed: int) -> CfgNode:
-    """The config with this SEED."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SEED = seed
-    cfg.freeze()
-    return cfg

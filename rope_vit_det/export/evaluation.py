@@ -9,6 +9,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..config.keys import with_settings
 from ..engine import Trainer
 from ..errors import RunError
 from .traced_detector import pad, to_instances
@@ -49,9 +50,7 @@ def compare_ap(cfg: CfgNode, detector: nn.Module, exported: nn.Module, most: flo
         RunError: it loses more.
     """
     with tempfile.TemporaryDirectory() as folder:  # a training's own results stay
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.OUTPUT_DIR = folder
+        cfg = with_settings(cfg, {"OUTPUT_DIR": folder})
         eager, other = (
             _average_precisions(Trainer.test(cfg, model)) for model in (detector, exported)
         )

@@ -12,6 +12,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import Tensor, nn
 
+from ..config.keys import with_settings
 from ..engine.lazy import load_lazy_config
 from ..engine.setup import load_config
 from ..models import RoPEViT
@@ -51,10 +52,7 @@ def build_detector(args: argparse.Namespace) -> nn.Module:
     """
     if args.config_file[-1].endswith(".py"):
         return instantiate(load_lazy_config(args).model).eval()
-    cfg = load_config(args).clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    return build_model(cfg).eval()
+    return build_model(with_settings(load_config(args), {"MODEL.DEVICE": "cpu"})).eval()
 
 
 def detector_complexity(

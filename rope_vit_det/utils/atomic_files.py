@@ -41,12 +41,28 @@ def check_new_file(path: str | os.PathLike[str], *, force: bool = False) -> None
     """Finds out, before the work, whether a file can be put at a path.
 
     Raises:
-        InputError: there is a folder, or a file that is not to be replaced.
+        InputError: there is a folder, or a file that is not to be replaced; or as
+            :func:`check_folder` of its folder.
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder")
     if os.path.exists(path) and not force:
         raise InputError(f"{path} is there already; give another name, or --force to replace it")
+    check_folder(Path(os.path.realpath(path)).parent)
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Finds out, before the work, whether files can be put into a folder, there or to be made.
+
+    Raises:
+        InputError: they cannot; says why.
+    """
+    folder = Path(os.path.abspath(path))
+    there = next(each for each in (folder, *folder.parents) if os.path.exists(each))
+    if not there.is_dir():
+        raise InputError(f"{path} cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{path} cannot be written: {there} is read-only")
 
 
 def _flush_folder(folder: Path) -> None:

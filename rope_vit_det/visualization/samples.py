@@ -12,12 +12,11 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from ..config.keys import check_input_config
+from ..config.keys import check_input_config, with_settings
 from ..data.loader import build_train_loader
 from ..data.validation.check import check_datasets
 from ..engine.run_folder import settle_seed
 from ..engine.setup import load_config
-from ..engine.trainer import with_seed
 from ..errors import InputError
 from .colours import class_metadata
 from .sheets import fit_scale, make_sheet, write_picture
@@ -40,13 +39,11 @@ def run(args: argparse.Namespace) -> None:
     if args.number < 1:
         raise InputError(f"--number is {args.number}; allowed: 1 or more")
     args.eval_only = False
-    cfg = load_config(args).clone()
-    cfg.defrost()
-    cfg.DATASETS.TEST = ()
-    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg = load_config(args)
+    settings = {"DATASETS.TEST": (), "DATALOADER.NUM_WORKERS": 0, "SEED": settle_seed(cfg.SEED)}
+    cfg = with_settings(cfg, settings)
     check_input_config(cfg)
     check_datasets(cfg)
-    cfg = with_seed(cfg, settle_seed(cfg.SEED))
     pictures: dict[str, np.ndarray] = {}
     panels = []
     loader = chain.from_iterable(build_train_loader(cfg))

@@ -23,8 +23,20 @@ RUN_CONFIG = "config.yaml"
 # Statistics in a run's config are rounded; a file's own, where they are that close, are exact.
 _ROUNDING = 1e-4
 
-# The config keys that weights have a say in, as a LazyConfig of this project spells them.
+# Keys of yaml configs, and where a LazyConfig of this project has what they say.
 LAZY_NAMES = {
+    "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "DATASETS.TEST": "dataloader.test.dataset.names",
+    "INPUT.MASK_FORMAT": "dataloader.train.mapper.instance_mask_format",
+    "MODEL.DEVICE": "train.device",
+    "MODEL.MASK_ON": "dataloader.train.mapper.use_instance_mask",
+    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
+    "MODEL.ROPE_VIT.CHECK_WEIGHTS": "train.check_weights",
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "OUTPUT_DIR": "train.output_dir",
+    "SOLVER.AMP.DTYPE": "train.amp.dtype",
+    "SOLVER.AMP.ENABLED": "train.amp.enabled",
     "INPUT.FORMAT": "model.input_format",
     "MODEL.PIXEL_MEAN": "model.pixel_mean",
     "MODEL.PIXEL_STD": "model.pixel_std",

@@ -172,7 +172,7 @@ def test_images_folders_and_patterns(photos, tmp_path):
         (["{photos}", "--batch-size", "0"], "batch size"),
         (["{photos}", "--device", "cuda:99"], "cuda:99 cannot be used"),
         (["{photos}", "--output", "out.txt"], "must end in"),
-        (["{photos}", "--output", "{empty}/no/out.csv"], "there is no folder"),
+        (["{photos}", "--output", "{photos}/a.jpg/out.csv"], "a.jpg is no folder"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(

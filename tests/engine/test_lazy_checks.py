@@ -8,8 +8,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
 from stand_in import cut_down_lazy
 
+from rope_vit_det.engine import lazy
 from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy_config
 from rope_vit_det.errors import InputError
 
@@ -89,6 +91,19 @@ def test_a_checkpoint_of_other_classes(load, tmp_path):
     torch.save({"model": {}, "classes": {"names": ["a", "b"], "ids": [1, 2]}}, path)
     with pytest.raises(InputError, match="different categories: 4 and 2"):
         check_lazy_config(load(FCOS, f"train.init_checkpoint={path}"), eval_only=True)
+
+
+def test_only_the_main_process_writes_a_log(load, tmp_path, monkeypatch):
+    cfg = load(MASK_RCNN, "train.seed=1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    begun = []
+    monkeypatch.setattr(lazy, "train", lambda cfg, resume: begun.append(cfg.train.output_dir))
+    args = Namespace(config_file=[str(CONFIGS / MASK_RCNN)], eval_only=False, resume=False)
+    lazy._run_in_process(args)
+    assert begun == [str(tmp_path)] and not list(tmp_path.rglob("*.rank1"))
 
 
 def test_a_loader_of_the_users_own_is_left_alone(load):
