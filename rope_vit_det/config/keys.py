@@ -195,24 +195,13 @@ def check_pyramid_config(cfg: CfgNode) -> None:
     Raises:
         InputError: names the key, its value and the allowed values.
     """
-    width = cfg.MODEL.FPN.OUT_CHANNELS
+    norm, width = cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS
     check_key(cfg, "MODEL.FPN.OUT_CHANNELS", is_whole_number(width, 1), "a whole number above 0")
-    check_norm(cfg, "MODEL.FPN.NORM", width)
-
-
-def check_norm(cfg: CfgNode, key: str, channels: int) -> None:
-    """Checks the name of a norm, as Detectron2's `get_norm` takes it.
-
-    Args:
-        channels: that it normalises.
-
-    Raises:
-        InputError: names the key, its value and the allowed values.
-    """
-    norm = get_key(cfg, key)
-    check_key(cfg, key, norm in NORMS, ", ".join(map(repr, NORMS)))
-    if norm == "GN" and channels % 32:
-        raise InputError(f"{key} is 'GN', which takes a multiple of 32 channels, not {channels}")
+    check_key(cfg, "MODEL.FPN.NORM", norm in NORMS, ", ".join(map(repr, NORMS)))
+    if norm == "GN" and width % 32:
+        raise InputError(
+            f"MODEL.FPN.NORM is 'GN', which takes a multiple of 32 channels, not {width}"
+        )
 
 
 def check_solver_config(cfg: CfgNode) -> None:

@@ -17,10 +17,10 @@ from .merge import merge
 from .rules import check_device, check_nothing_is_none
 from .yaml_files import merge_from_yaml
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[1]
 # In the package where it is installed, beside it in its sources.
 CONFIGS = next(
-    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
+    folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()
 )
 # Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"

@@ -1,10 +1,8 @@
 """The command line of the training tools: Detectron2's, with --config-file as often as wanted."""
 
 import argparse
-import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -13,7 +11,6 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-logger = logging.getLogger(__name__)
 _EXAMPLES = """\
 examples:
   %(prog)s --config-file FILE --num-gpus 8
@@ -86,20 +83,6 @@ def pixels(text: str) -> tuple[int, int]:
     if min(size) < 1:
         raise ValueError(f"{text}: a side of no pixels")
     return size
-
-
-def log_config_files(args: argparse.Namespace) -> None:
-    """Writes the files into the log, as Detectron2's `default_setup` does with one."""
-    from ..config.run_config import config_files, find_config_file
-
-    for name in config_files(args):
-        path = find_config_file(name)
-        logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
-
-
-def without_config_files(args: argparse.Namespace) -> argparse.Namespace:
-    """The same for `default_setup`, which knows only one file."""
-    return argparse.Namespace(**vars(args) | {"config_file": ""})
 
 
 _OPTIONS = {

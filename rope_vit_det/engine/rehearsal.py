@@ -39,11 +39,12 @@ from torch import nn
 
 from ..config.keys import add_rope_vit_config, with_settings
 from ..config.rules import leaves
+from ..config.run_config import PACKAGE
 from ..data.validation.check import FAULTS_FILE
 from ..distributed.launch import count_processes
 from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
-from .run_folder import PACKAGE, TRACEBACK_FILE
+from .run_folder import TRACEBACK_FILE
 from .train_step import TrainStep, build_train_step, total_loss
 
 _SHORT = 10.0  # seconds that need no word

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint.checkpoint_files import last_checkpoint
+from ..config.run_config import PACKAGE
 from ..data.validation.check import FAULTS_FILE
 from ..distributed.launch import is_first_process
 from ..errors import InputError
@@ -23,7 +24,6 @@ from ..utils.atomic_files import new_file
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parents[1]
 RECORD_FILE = "runs.json"
 SEED_FILE = "seed.txt"
 TRACEBACK_FILE = "rehearsal_traceback.txt"

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from ..pyramids import BACKBONES, check_features
 from ..utils.memory import bound_caches
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIXES
-from .command_line import add_own_data, log_config_files, without_config_files
+from .command_line import add_own_data
 from .run_folder import check_writable, record_run, settle_seed
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,9 @@ def begin(cfg: CfgNode | DictConfig, args: argparse.Namespace, output: str, seed
     """
     mine = output if comm.is_main_process() else None
     setup_logger(mine, distributed_rank=comm.get_rank(), name="rope_vit_det")
-    log_config_files(args)
-    default_setup(cfg, without_config_files(args))
+    for name in config_files(args):  # as `default_setup` does, which knows only one
+        path = find_config_file(name)
+        logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
+    default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": ""}))
     if mine is not None:
         record_run(mine, seed)

@@ -82,27 +82,22 @@ class Trainer(ResumableTrainer, DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's, and what the switches of SOLVER and TEST.AUG ask for."""
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
-        built = []
-        for hook in super().build_hooks():
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                continue  # only in the main process; ours is in all
-            if isinstance(hook, hooks.EvalHook):
-                built.append(
-                    Checkpoints(self.checkpointer, solver.CHECKPOINT_PERIOD, self.running_state)
-                )
-                built.append(hooks.EvalHook(period, self._evaluate))
-                if solver.BEST_METRIC:
-                    patience = solver.EARLY_STOPPING
-                    built.append(
-                        BestCheckpointer(period, self.checkpointer, solver.BEST_METRIC, patience)
-                    )
-                if self.cfg.TEST.AUG.ENABLED:
-                    built.append(hooks.EvalHook(0, self._evaluate_with_tta))
-            else:
-                built.append(hook)
+        saver, best = self.checkpointer, solver.BEST_METRIC
+        ours = [
+            Checkpoints(saver, solver.CHECKPOINT_PERIOD, self.running_state),
+            hooks.EvalHook(period, self._evaluate),
+            best and BestCheckpointer(period, saver, best, solver.EARLY_STOPPING),
+            self.cfg.TEST.AUG.ENABLED and hooks.EvalHook(0, self._evaluate_with_tta),
+        ]
+        theirs = super().build_hooks()  # which builds the writers, too
         # Before all that saves, evaluates or writes.
-        first = [EventHistory(self._writers), self.ema, PeakMemory(self.cfg.MODEL.DEVICE)]
-        return [*filter(None, first), *built]
+        built = [EventHistory(self._writers), self.ema, PeakMemory(self.cfg.MODEL.DEVICE)]
+        for hook in theirs:
+            if isinstance(hook, hooks.EvalHook):
+                built += ours
+            elif not isinstance(hook, hooks.PeriodicCheckpointer):  # which is not in all processes
+                built.append(hook)
+        return [hook for hook in built if hook]
 
     def build_writers(self) -> list[EventWriter]:
         self._writers = super().build_writers()

@@ -106,14 +106,10 @@ def export_onnx(pyramid: Pyramid, images: Tensor, step: int, info: str) -> Any:
     return model
 
 
-def smallest_side(pyramid: Pyramid, step: int) -> int:
-    """The least height and width that `torch.export` serves: two cells on the coarsest level."""
-    coarsest = max(int(shape.stride) for shape in pyramid.backbone.output_shape().values())
-    return (coarsest // step + 1) * step
-
-
 def _dynamic(pyramid: Pyramid, step: int) -> tuple[dict[int, Any]]:
-    least = smallest_side(pyramid, step) // step
+    # What `torch.export` serves: two cells on the coarsest level, and more.
+    coarsest = max(int(shape.stride) for shape in pyramid.backbone.output_shape().values())
+    least = coarsest // step + 1
     sides = {2: step * Dim("rows", min=least), 3: step * Dim("columns", min=least)}
     return ({0: Dim("batch", min=1), **sides},)
 

@@ -32,25 +32,21 @@ def chart(draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> st
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
 
 
-def precision_over_recall(precisions: Sequence[ClassPrecision]) -> Callable[[Axes], None]:
+def draw_precision_over_recall(axes: Axes, precisions: Sequence[ClassPrecision]) -> None:
     """At IoU 0.50 of each class, or the ten most frequent, and at three IoUs of their mean."""
     whole, *classes = precisions
-
-    def draw(axes: Axes) -> None:
-        shown = sorted(classes, key=lambda each: -each.num_objects)[:_MAX_LINES]
-        for each in shown if len(classes) > 1 else ():
-            axes.plot(_RECALLS, each.precision[0], linewidth=1.2, label=each.name)
-        for i, style in zip(_THRESHOLDS, ("-", "--", ":"), strict=True):
-            label = f"{whole.name}, IoU {_THRESHOLDS[i]}"
-            axes.plot(_RECALLS, whole.precision[i], style, color="black", linewidth=2, label=label)
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left")
-
-    return draw
+    shown = sorted(classes, key=lambda each: -each.num_objects)[:_MAX_LINES]
+    for each in shown if len(classes) > 1 else ():
+        axes.plot(_RECALLS, each.precision[0], linewidth=1.2, label=each.name)
+    for i, style in zip(_THRESHOLDS, ("-", "--", ":"), strict=True):
+        label = f"{whole.name}, IoU {_THRESHOLDS[i]}"
+        axes.plot(_RECALLS, whole.precision[i], style, color="black", linewidth=2, label=label)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
 
 
-def confusion(counts: np.ndarray, names: Sequence[str]) -> Callable[[Axes], None]:
+def draw_confusion(axes: Axes, counts: np.ndarray, names: Sequence[str]) -> None:
     """A map of :func:`~rope_vit_det.evaluation.matching.confusion_matrix`.
 
     Colours are shares of a row. Of more than MAX_CLASSES classes, those with most mistakes.
@@ -58,22 +54,17 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Callable[[Axes], None
     keep = _most_mistaken(counts)
     part = counts[np.ix_(keep, keep)]
     share = part / np.maximum(part.sum(axis=1, keepdims=True), 1)
-
-    def draw(axes: Axes) -> None:
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        labels = [names[i] if i < len(names) else None for i in keep]
-        ticks = range(len(keep))
-        axes.set_xticks(ticks, [label or "missed" for label in labels], rotation=60, ha="right")
-        axes.set_yticks(ticks, [label or "nothing" for label in labels])
-        axes.set(xlabel="detected as", ylabel="object")
-        if len(keep) <= _MAX_LINES + 1:
-            for row, column in np.ndindex(part.shape):
-                if part[row, column]:
-                    colour = "white" if share[row, column] > 0.6 else "black"
-                    count = str(part[row, column])
-                    axes.text(column, row, count, ha="center", va="center", color=colour)
-
-    return draw
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    labels = [names[i] if i < len(names) else None for i in keep]
+    ticks = range(len(keep))
+    axes.set_xticks(ticks, [label or "missed" for label in labels], rotation=60, ha="right")
+    axes.set_yticks(ticks, [label or "nothing" for label in labels])
+    axes.set(xlabel="detected as", ylabel="object")
+    if len(keep) <= _MAX_LINES + 1:
+        for row, column in zip(*part.nonzero(), strict=True):
+            colour = "white" if share[row, column] > 0.6 else "black"
+            count = str(part[row, column])
+            axes.text(column, row, count, ha="center", va="center", color=colour)
 
 
 def _most_mistaken(counts: np.ndarray) -> list[int]:

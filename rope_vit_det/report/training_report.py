@@ -28,7 +28,7 @@ from ..evaluation.precision import METRICS, class_precisions
 from ..evaluation.results import find_task, read_results, read_truth, registered_files
 from ..utils.atomic_files import new_file
 from ..visualization.worst_images import draw_images
-from .charts import MAX_CLASSES, chart, confusion, precision_over_recall
+from .charts import MAX_CLASSES, chart, draw_confusion, draw_precision_over_recall
 
 RESULTS = Path("inference", "coco_instances_results.json")
 _MIN_SCORE, _IOU = 0.5, 0.5  # of the confusion and the pictures
@@ -161,9 +161,12 @@ def _evaluation(cfg: CfgNode, folder: Path) -> dict[str, Any]:
         "task": tasks[task],
         "metrics": METRICS,
         "precisions": precisions,
-        "recalls": {what: chart(precision_over_recall(each)) for what, each in precisions.items()},
+        "recalls": {
+            what: chart(partial(draw_precision_over_recall, precisions=each))
+            for what, each in precisions.items()
+        },
         "num_classes": len(names),
-        "confusion": chart(confusion(counts, names), (side, side)),
+        "confusion": chart(partial(draw_confusion, counts=counts, names=names), (side, side)),
         "confused": _most_confused(counts, names),
         "pictures": {
             heading: _pictures(some, images, truth, task) for heading, some in chosen.items()
