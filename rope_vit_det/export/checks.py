@@ -14,8 +14,9 @@ from ..utils.image_files import read_rgb
 from .traced_detector import find_instances, pad, to_instances
 
 # Largest differences that float32 explains: of a score or a mask's probability; of a box, in
-# pixels; of a feature map, relative to its largest value.
-_SCORE, _BOX, _FEATURE = 1e-3, 0.5, 1e-3
+# pixels; of a feature map, relative to its largest value. NumPy's maximum of a NaN is one.
+_SCORE, _FEATURE = 1e-3, 1e-3
+_LIMITS = {"boxes": 0.5, "scores": _SCORE, "masks": _SCORE}
 
 
 def check_images(
@@ -63,7 +64,7 @@ def compare_detections(
     Raises:
         RunError: they are too far apart.
     """
-    furthest = dict.fromkeys(("boxes", "scores", "masks"), 0.0)
+    furthest = dict.fromkeys(_LIMITS, 0.0)
     number = 0
     for image in images:
         with torch.no_grad():
@@ -73,10 +74,10 @@ def compare_detections(
         pairs.append(pairs[0][::-1])
         for one, other in pairs:  # both ways: nothing may be missing, and nothing new
             for name, distance in _distances(one[one.scores > threshold + _SCORE], other).items():
-                furthest[name] = _larger(furthest[name], distance)
+                furthest[name] = np.maximum(furthest[name], distance)
         number += len(expected)
     # "not below": NaN is too far, too
-    if not (furthest["boxes"] <= _BOX and _larger(furthest["scores"], furthest["masks"]) <= _SCORE):
+    if not all(furthest[name] <= limit for name, limit in _LIMITS.items()):
         raise RunError(
             "the exported detector differs from the eager one: boxes by up to "
             f"{furthest['boxes']:.2g} px, scores by {furthest['scores']:.2g}, masks by "
@@ -108,7 +109,7 @@ def compare_features(
             expected, found = pyramid(image), exported(image)
         for name, ours in expected.items():
             distance = ((found[name] - ours).abs().max() / ours.abs().max()).item()
-            furthest[name] = _larger(furthest.get(name, 0.0), distance)
+            furthest[name] = np.maximum(furthest.get(name, 0.0), distance)
     summary = ", ".join(f"{name} {distance:.1e}" for name, distance in sorted(furthest.items()))
     if not all(distance <= _FEATURE for distance in furthest.values()):
         raise RunError(
@@ -119,11 +120,6 @@ def compare_features(
         f"{_sizes(images)} compared with the eager backbone; largest differences, relative to the "
         f"largest value: {summary}"
     )
-
-
-def _larger(one: float, other: float) -> float:
-    """NaN where one of them is."""
-    return torch.tensor([one, other], dtype=torch.float64).max().item()
 
 
 def _distances(some: Instances, others: Instances) -> dict[str, float]:

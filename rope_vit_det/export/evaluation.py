@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
@@ -65,12 +66,7 @@ def compare_ap(cfg: CfgNode, detector: nn.Module, exported: nn.Module, most: flo
     return summary
 
 
-def _average_precisions(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def _average_precisions(results: Mapping[str, Any]) -> dict[str, float]:
     """Every AP of results, which nest by dataset where there are several."""
-    found: dict[str, float] = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            found |= _average_precisions(value, f"{prefix}{key} ")
-        elif key == "AP":
-            found[prefix.strip()] = float(value)
-    return found
+    flat = flatten_results_dict(results)
+    return {k[:-3].replace("/", " "): float(flat[k]) for k in flat if k.endswith("/AP")}

@@ -28,7 +28,9 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        check_new_file(path, force=force or _equal(temporary, path))
+        # Another process may have written the same at the same time.
+        same = not force and path.is_file() and filecmp.cmp(temporary, path, shallow=False)
+        check_new_file(path, force=force or same)
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -72,8 +74,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _equal(new: Path, old: Path) -> bool:
-    """Whether another process, at the same time, wrote the same."""
-    return old.is_file() and filecmp.cmp(new, old, shallow=False)
