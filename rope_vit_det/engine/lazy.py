@@ -34,7 +34,7 @@ from ..data.classes import dataset_classes
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
 from ..data.workers import ShieldedLoader
-from ..distributed.launch import count_processes, launch, wrap_model
+from ..distributed.launch import count_processes, launch, starts_the_run, wrap_model
 from ..errors import InputError
 from ..models.variants import VARIANTS
 from ..solver.learning_rates import learning_rate_table
@@ -74,12 +74,13 @@ def run_lazy(args: argparse.Namespace) -> None:
         model = instantiate(cfg.model).to(cfg.train.device)
         replay(model, args.replay, precision=_precision(cfg))
         return
-    check_output(cfg.train.output_dir, args)
-    check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
     output, device = cfg.train.output_dir, cfg.train.device
-    rehearse(partial(_parts, args), args, output=output, device=device)
-    clear_output(cfg.train.output_dir, args)
-    launch(_run_in_process, args, device=cfg.train.device)
+    if starts_the_run():
+        check_output(output, args)
+        check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
+        rehearse(partial(_parts, args), args, output=output, device=device)
+        clear_output(output, args)
+    launch(_run_in_process, args, device=device)
 
 
 def load_lazy_config(args: argparse.Namespace) -> DictConfig:

@@ -261,6 +261,25 @@ def test_torchrun(run, tmp_path):
     assert both.returncode != 0 and "torchrun starts the processes" in both.stderr
 
 
+@pytest.mark.slow
+def test_a_lazy_config_runs_in_two_processes(run, tmp_path):
+    recipe = "COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"
+    answer = run(
+        ROOT / "tools" / "lazyconfig_train_net.py",
+        *("--config-file", ROOT / "configs" / recipe, "--num-gpus", "2", "--no-rehearsal"),
+        *("model.backbone.net.name=rope_vit_reg4_demo16", "model.backbone.net.window_size=0"),
+        *("model.roi_heads.num_classes=4", "train.init_checkpoint=", "train.output_dir=out"),
+        *("train.max_iter=1", "train.eval_period=0", "dataloader.train.total_batch_size=2"),
+        *(f"dataloader.{split}.mapper.augmentations=[]" for split in ("train", "test")),
+        *(f"dataloader.{split}.num_workers=0" for split in ("train", "test")),
+        "dataloader.train.dataset.names=rope_vit_det_demo_train",
+        "dataloader.test.dataset.names=rope_vit_det_demo_val",
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    assert (tmp_path / "out" / "model_final.pth").exists()
+    assert [path.name for path in tmp_path.rglob("log.txt*")] == ["log.txt"]
+
+
 @pytest.mark.parametrize("kind", [InputError, RunError, StoppedError])
 def test_an_error_of_another_process_is_raised_as_what_it_was(monkeypatch, kind):
     def one_died(*args, **kwargs):
