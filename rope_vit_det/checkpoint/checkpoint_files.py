@@ -91,7 +91,7 @@ def read_last_checkpoint(folder: str | os.PathLike) -> tuple[str, Mapping[str, A
         InputError: there are checkpoints, and none is whole.
     """
     faults = []
-    for path in _candidates(folder):
+    for path in checkpoint_candidates(folder):
         try:
             checkpoint = read_checkpoint(path)
         except InputError as error:
@@ -107,11 +107,24 @@ def read_last_checkpoint(folder: str | os.PathLike) -> tuple[str, Mapping[str, A
 
 def last_good_checkpoint(folder: str | os.PathLike) -> str | None:
     """The newest whole checkpoint without NaNs, as :func:`read_last_checkpoint` takes it."""
-    for path in _candidates(folder):
+    for path in checkpoint_candidates(folder):
         with contextlib.suppress(InputError):
             read_checkpoint(path, mmap=True)
             return str(path)
     return None
+
+
+def checkpoint_candidates(folder: str | os.PathLike) -> Iterator[Path]:
+    """Those that a run may resume from, in this order; they may be damaged."""
+    named = last_checkpoint(folder)
+    if named is None:
+        return
+    yield named
+    yield from _newest_first(
+        path
+        for path in named.parent.iterdir()
+        if path != named and (path.name == FINAL or _PERIODIC.fullmatch(path.name))
+    )
 
 
 def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> Mapping[str, Any]:
@@ -153,18 +166,6 @@ def check_tensors(filename: str | os.PathLike, model: Any) -> None:
             raise InputError(f"{filename} is no checkpoint: its {key!r} is {problem}")
         if torch.as_tensor(value).isnan().any():
             raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
-
-
-def _candidates(folder: str | os.PathLike) -> Iterator[Path]:
-    named = last_checkpoint(folder)
-    if named is None:
-        return
-    yield named
-    yield from _newest_first(
-        path
-        for path in named.parent.iterdir()
-        if path != named and (path.name == FINAL or _PERIODIC.fullmatch(path.name))
-    )
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:

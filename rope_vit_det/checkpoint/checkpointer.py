@@ -26,6 +26,7 @@ from .checkpoint_files import (
     tag_checkpoint,
     write_checkpoint,
 )
+from .resume import Settings, changed_settings, kept_settings, some_of, start_anew
 
 BEST = "model_best.pth"
 _TIMEOUT = 30  # seconds without an answer of a web server
@@ -45,6 +46,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         classes: Classes | None = None,
+        settings: Settings | None = None,
         trained_model: nn.Module | None = None,
         keep: int = 0,
         whole: bool = False,
@@ -55,6 +57,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
             model: what is evaluated, and saved as "model".
             save_dir: for the checkpoints.
             classes: saved as "classes", and those that a whole model must have been trained on.
+            settings: of the run, saved as "settings", and compared with those of a checkpoint to
+                resume from.
             trained_model: the one that learns, where `model` is an average of its weights; saved as
                 "trained_model" for a resume. Whatever else is loaded, it gets the weights of
                 `model`.
@@ -65,10 +69,13 @@ class DetectorCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.classes = classes
+        self.settings = settings
         self.trained_model = trained_model
         self.keep = keep
         self.whole = whole
         self._read: tuple[str, Mapping[str, Any]] | None = None  # path and content, until loaded
+        self._resumed = ""  # the checkpoint that is resumed from
+        self._changed: list[str] = []  # settings, since that one
         if trained_model is not None:
             self.add_checkpointable("trained_model", trained_model)
 
@@ -85,6 +92,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
         data |= kwargs
         if self.classes is not None:
             data["classes"] = self.classes
+        if self.settings is not None:
+            data["settings"] = kept_settings(self.settings)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(path, data)
@@ -97,17 +106,26 @@ class DetectorCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """See `fvcore.common.checkpoint.Checkpointer.resume_or_load`.
 
-        A damaged checkpoint is named, and the one before is used. All processes are to call this.
+        A damaged checkpoint is named, and the one before is used. Settings that differ from its own
+        are named too. All processes are to call this.
 
         Raises:
-            InputError: see :meth:`load`; or every checkpoint is damaged.
+            InputError: see :meth:`load`; or every checkpoint is damaged; or a run cannot go on with
+                other settings.
         """
         last = read_last_checkpoint(self.save_dir) if resume and comm.is_main_process() else None
         self._read, path_of_last = last, comm.all_gather(last and last[0])[0]
         if not path_of_last:
             return self.load(path, checkpointables=[])
-        self.whole = True
-        return self.load(path_of_last)
+        self.whole, self._resumed = True, path_of_last
+        try:
+            return self._load(path_of_last)
+        except InputError as error:
+            text = str(error) if path_of_last in str(error) else f"{path_of_last}: {error}"
+            if self._changed:
+                text += f"; set otherwise since: {some_of(self._changed)}"
+                text += f"; set it back, {start_anew(path_of_last)}"
+            raise InputError(text) from None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `fvcore.common.checkpoint.Checkpointer.load`.
@@ -116,12 +134,16 @@ class DetectorCheckpointer(DetectionCheckpointer):
             InputError: the file is missing, damaged, no checkpoint, would run code, has NaNs, or
                 its backbone is not this model's; or it is to be the whole model, and is not.
         """
+        try:
+            return self._load(path, *args, **kwargs)
+        except InputError as error:
+            raise weights_error(path, error) from None
+
+    def _load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         ours = any(isinstance(module, RoPEViT) for module in self.model.modules())
         try:
             check_weights_path(path, for_rope_vit=ours)
             return super().load(as_birder_url(path), *args, **kwargs)
-        except InputError as error:
-            raise weights_error(path, error) from None
         finally:
             self._parsed_url_during_load = None  # Detectron2 forgets it where a load fails
             self._read = None
@@ -143,6 +165,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: Any) -> Any:
+        if self._resumed and self.settings is not None:
+            self._changed = changed_settings(self._resumed, checkpoint, self.settings)
+            if self._changed:
+                words = "The run goes on with other settings than it had: %s"
+                self.logger.warning(words, ", ".join(self._changed))
         weights, theirs = checkpoint["model"], classes_of(checkpoint)
         if self.whole and self.classes and theirs:
             names = self.classes["names"]

@@ -10,7 +10,7 @@ import re
 import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ from omegaconf.errors import ConfigTypeError
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import DetectorCheckpointer
+from ..checkpoint.resume import check_resume
 from ..checkpoint.running_state import RunningState
 from ..config.keys import add_rope_vit_config, check_precision, set_key
 from ..config.run_config import config_files, find_config_file
@@ -127,6 +129,8 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         InputError: names the key or file, and the remedy.
     """
     view = _as_yaml(cfg)
+    if resume and not eval_only and last_checkpoint(cfg.train.output_dir):
+        check_resume(cfg.train.output_dir, _settings(cfg))
     # A split whose loader is not Detectron2's is its author's to check.
     known = all(view.DATASETS[split] for split in (("TEST",) if eval_only else ("TRAIN", "TEST")))
     try:
@@ -164,6 +168,7 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     Returns:
         A trainer whose `train(trainer.start_iter, cfg.train.max_iter)` trains.
     """
+    settings = _settings(cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -183,6 +188,7 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
         model,
         cfg.train.output_dir,
         classes=dataset_classes(names[0]) if names else None,
+        settings=settings,
         keep=saving.get("max_to_keep", 0),
         running_state=running_state,
         trainer=weakref.proxy(trainer),
@@ -319,6 +325,26 @@ def _as_yaml(cfg: DictConfig) -> CfgNode:
     if found["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
         view.MODEL.ROPE_VIT.CHECK_WEIGHTS = False  # they are another network's
     return view
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """Its plain values and its functions and classes, by key."""
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, each in items:
+            place = f"{key}.{name}" if key else str(name)
+            if isinstance(each, dict | list):
+                yield from walk(each, place)
+            elif callable(each):
+                yield (
+                    place,
+                    f"{each.__module__}.{getattr(each, '__qualname__', type(each).__name__)}",
+                )
+            elif each is None or isinstance(each, str | int | float):
+                yield place, each
+
+    return dict(walk(OmegaConf.to_container(cfg, resolve=False), ""))
 
 
 def _select(cfg: DictConfig, place: str) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.engine import TrainerBase, hooks
+from detectron2.solver import LRMultiplier
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..checkpoint.checkpoint_files import cannot_write
 from ..checkpoint.checkpointer import DetectorCheckpointer
@@ -74,6 +76,9 @@ class ResumableTrainer(TrainerBase):
         super().before_train()
         if resumed:
             self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks:
+                if isinstance(getattr(hook, "scheduler", None), LRScheduler):
+                    _set_rates(hook.scheduler)
             for hook in self._hooks[self._hooks.index(self._checkpoints) + 1 :]:
                 hook.after_step()
 
@@ -107,3 +112,12 @@ class ResumableTrainer(TrainerBase):
     @property
     def _checkpoints(self) -> Checkpoints:
         return next(hook for hook in self._hooks if isinstance(hook, Checkpoints))
+
+
+def _set_rates(scheduler: LRScheduler) -> None:
+    """Has a schedule of before go on with the rates, and by the rule, that are set now."""
+    groups = scheduler.optimizer.param_groups
+    scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
+    if isinstance(scheduler, LRMultiplier):  # of others, how far they are is theirs to know
+        for group, rate in zip(groups, scheduler.get_lr(), strict=True):
+            group["lr"] = rate

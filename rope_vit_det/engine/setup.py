@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import check_weights_path, read_classes, weights_error
+from ..checkpoint.resume import check_resume
 from ..config.keys import (
     check_input_config,
     check_pyramid_config,
@@ -22,7 +23,7 @@ from ..config.keys import (
     check_solver_config,
     with_settings,
 )
-from ..config.rules import check_rules
+from ..config.rules import check_rules, leaves
 from ..config.run_config import config_files, find_config_file, merge_config
 from ..config.use import as_arguments, compared_settings, disagreement
 from ..data.own import register_own_data
@@ -91,6 +92,8 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     """
     check_settings(cfg, eval_only=eval_only)
     check_weights(cfg, eval_only=eval_only, resume=resume)
+    if resume and not eval_only and last_checkpoint(cfg.OUTPUT_DIR):
+        check_resume(cfg.OUTPUT_DIR, dict(leaves(cfg)))
     check_data(cfg, eval_only=eval_only, resume=resume)
 
 

@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint.resume import carry_over, describe_groups
 from ..data.loader import MicroBatchSampler
 from ..distributed.launch import gather_numbers
 from ..distributed.signals import StopRequest
@@ -99,6 +100,8 @@ class TrainStep(SimpleTrainer):
             logger.info("bfloat16 is slower than float32 on this CPU: training in float32")
             precision = torch.float32
         self.precision = precision
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        self._groups = describe_groups(optimizer, inner)
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision == torch.float16
         )
@@ -176,10 +179,13 @@ class TrainStep(SimpleTrainer):
         return self._forward(data)
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+        own = {"grad_scaler": self.grad_scaler.state_dict(), "groups": self._groups}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        """What of the optimizer is set otherwise now, such as its rates, stays as it is."""
+        optimizer = carry_over(state_dict["optimizer"], state_dict.get("groups"), self._groups)
+        super().load_state_dict(state_dict | {"optimizer": optimizer})
         # Empty, or not there, in checkpoints of a run without a scaler.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -18,6 +18,7 @@ from torch import nn
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
 from ..config.keys import with_settings
+from ..config.rules import leaves
 from ..data.classes import dataset_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.workers import ShieldedLoader
@@ -46,6 +47,7 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         self._writers: list[EventWriter] = []
         if cfg.SEED < 0:
             cfg = with_settings(cfg, {"SEED": settle_seed(cfg.SEED)})
+        settings = dict(leaves(cfg))
         # To Detectron2's scaling of batch and rate, a micro-batch is as good as a process.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
         model = self.build_model(cfg)
@@ -64,6 +66,7 @@ class Trainer(ResumableTrainer, DefaultTrainer):
             self.evaluated_model,
             cfg.OUTPUT_DIR,
             classes=dataset_classes(cfg.DATASETS.TRAIN[0]),
+            settings=settings,
             trained_model=self.ema and self.ema.trained_model,
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             running_state=self.running_state,

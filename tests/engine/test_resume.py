@@ -14,7 +14,9 @@ from stand_in import cut_down_lazy
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.engine.lazy import build_trainer
+from rope_vit_det.engine.setup import check_config
 from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.errors import InputError
 
 
 class _KilledError(Exception):
@@ -101,6 +103,93 @@ def test_a_run_cut_off_twice(cfg, tmp_path, change):
     for name in ("model_0000003.pth", "model_final.pth"):
         one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, cut))
         assert differences(one, other) == []
+
+
+def _rates(trainer):
+    """Learning rate, weight decay and first moment's norm of each parameter, by its name."""
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    state = trainer.optimizer.state
+    return {
+        names[id(p)]: (
+            group["lr"],
+            group["weight_decay"],
+            state[p]["exp_avg"].norm().item() if p in state else None,
+        )
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+class _Look(HookBase):
+    """Notes the rates of the first step, and ends the run."""
+
+    def before_step(self):
+        self.rates = _rates(self.trainer)
+        raise _KilledError
+
+
+def _cut_off(cfg, folder):
+    cfg.DATASETS.TEST = ()
+    cfg.SOLVER.LAYER_DECAY = 0.7
+    _run(cfg, folder, killed_at=2)  # with a checkpoint after iteration 1
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_other_rates_decay_and_schedule_are_applied_and_said(cfg, tmp_path, caplog):
+    cfg.OUTPUT_DIR = _cut_off(cfg, tmp_path / "cut")
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 1e-5, 9, 2
+    cfg.SOLVER.WEIGHT_DECAY = 0.0  # the groups of before are one then
+    trainer = Trainer(cfg)
+    with caplog.at_level("WARNING"):
+        trainer.resume_or_load(resume=True)
+    said = caplog.text
+    assert "SOLVER.WEIGHT_DECAY (0.05 -> 0.0)" in said and "SOLVER.MAX_ITER (5 -> 9)" in said
+    assert "SOLVER.BASE_LR" in said and "1e-05" in said and "OUTPUT_DIR" not in said
+    moments = _rates(trainer)
+    look = _Look()
+    trainer.register_hooks([look])
+    with pytest.raises(_KilledError):
+        trainer.train()
+    fresh = Trainer(cfg)
+    for _ in range(trainer.start_iter):
+        fresh.scheduler.step()
+    wanted = _rates(fresh)
+    assert look.rates.keys() == wanted.keys()
+    for name, (rate, decay, moment) in look.rates.items():
+        assert (rate, decay) == wanted[name][:2]
+        assert moment == moments[name][2]
+    saved = torch.load(tmp_path / "cut" / "model_0000001.pth", weights_only=True)["trainer"]
+    saved = saved["_trainer"]
+    indices = [i for group in saved["optimizer"]["param_groups"] for i in group["params"]]
+    names = [name for group in saved["groups"] for name in group["names"]]
+    for index, name in zip(indices, names, strict=True):
+        state = saved["optimizer"]["state"].get(index)  # none of what no loss has reached
+        norm = None if state is None else pytest.approx(state["exp_avg"].norm().item())
+        assert moments[name][2] == norm
+
+
+def test_what_a_resume_cannot_change_is_named(cfg, tmp_path):
+    cfg.OUTPUT_DIR = _cut_off(cfg, tmp_path / "cut")
+
+    def refused(match, *opts, early=True):
+        changed = cfg.clone()
+        changed.merge_from_list(list(opts))
+        if early:
+            with pytest.raises(InputError, match=match) as error:
+                check_config(changed, resume=True)
+            assert "\n" not in str(error.value)
+        with pytest.raises(InputError, match=match) as error:
+            Trainer(changed).resume_or_load(resume=True)
+        assert "MODEL.WEIGHTS " + cfg.OUTPUT_DIR in str(error.value) or "MAX_ITER" in match
+
+    refused(r"LAYER_DECAY \(0.7 -> 0.8\).*start anew", "SOLVER.LAYER_DECAY", 0.8)
+    refused("FREEZE_BLOCKS", "MODEL.ROPE_VIT.FREEZE_BLOCKS", 1)
+    refused("MASK_ON", "MODEL.MASK_ON", False)
+    refused(r"OPTIMIZER \('AdamW' -> 'SGD'\)", "SOLVER.OPTIMIZER", "SGD")
+    refused("MAX_ITER is 1, and the run has done 2", "SOLVER.MAX_ITER", 1)
+    # Not in any list: what the optimizer learns tells them.
+    refused("parameters .*ROI_BOX_HEAD.NUM_FC", "MODEL.ROI_BOX_HEAD.NUM_FC", 1, early=False)
 
 
 @pytest.mark.slow
