@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -14,8 +15,12 @@ from ..classes import num_classes
 from ..coco_file import read_coco
 from ..demo.dataset import is_demo_dataset
 from ..own import own_datasets
+from .dicts import inspect_dicts
 from .faults import Inspection
-from .inspection import inspect_coco, inspect_files
+from .inspection import inspect_coco
+
+# Whose evaluators take a detector's classes for their dataset's; a user's own may map them.
+_BY_CLASS = ("coco", "lvis", "pascal_voc", "cityscapes_instance", "coco_panoptic_seg")
 
 FAULTS_FILE = "dataset_faults.txt"
 
@@ -46,7 +51,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
         eval_only: the training sets are not needed.
 
     Returns:
-        The class names, where a dataset in COCO's format says them.
+        The class names, where a dataset says them.
 
     Raises:
         InputError: names the dataset, the file and the remedy.
@@ -61,10 +66,14 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
             metadata = _find(name, key=f"DATASETS.{key}")
             json_file = metadata.get("json_file", "")
             is_test = key == "TEST"
-            if metadata.get("evaluator_type", None) != "coco" or not json_file:
-                _check_files(cfg, name, faults_file, is_test)
-            elif "://" not in json_file:
-                classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
+            kind = metadata.get("evaluator_type", None)
+            if kind == "coco" and json_file and metadata.get("image_root", None) is not None:
+                if "://" not in json_file:
+                    classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
+                continue
+            names = _check_dicts(cfg, name, metadata, faults_file, is_test)
+            if names is not None and (kind in _BY_CLASS or not is_test):
+                classes[name] = names
     first = next(iter(classes), None)
     for name, names in classes.items():
         check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
@@ -121,48 +130,74 @@ def _check_coco(
 ) -> list[str]:
     path = metadata.json_file
     coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
-    masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
     inspection = inspect_coco(
         coco,
         path,
         metadata.image_root,
-        mask_format=cfg.INPUT.MASK_FORMAT if masks else None,
+        mask_format=_mask_format(cfg, is_test),
         max_aspect=_max_aspect(cfg, is_test),
         is_test=is_test,
     )
     _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
-    wanted = num_classes(cfg)
-    if wanted is not None and wanted[1] != len(coco["categories"]):
-        raise InputError(
-            f"{path} has {len(coco['categories'])} categories, {wanted[0]} is {wanted[1]}; "
-            f"set {wanted[0]} {len(coco['categories'])}"
-        )
+    _check_count(cfg, path, len(coco["categories"]))
     return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
 
 
-def _check_files(cfg: CfgNode, name: str, faults_file: Path, is_test: bool) -> None:
-    """Looks at the images of a dataset that is not a JSON file of COCO's."""
+def _check_dicts(
+    cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
+) -> list[str] | None:
+    """Looks at what a function returns; the class names, where it has objects."""
     try:
         records = DatasetCatalog.get(name)
+        records = list(records)
     except Exception as error:  # of whoever registered it
         reason = " ".join(str(error).split())
         raise InputError(
             f"dataset {name!r} cannot be loaded: {type(error).__name__}: {reason}"
         ) from None
-    images = [
-        {"id": record.get("image_id"), **record}
-        for record in records
-        if "://" not in str(record.get("file_name", "://"))
-    ]
-    inspection = Inspection(
-        source=f"dataset {name!r}",
-        images=len(records),
-        unannotated=0,
-        objects=sum(len(record.get("annotations", ())) for record in records),
-        categories=0,
-        faults=inspect_files(images, "", _max_aspect(cfg, is_test)),
+    if not records:
+        raise InputError(f"dataset {name!r} is empty: its function returns no dicts")
+    wanted = num_classes(cfg)
+    for_coco = is_test and metadata.get("evaluator_type", None) == "coco"
+    has_objects = any(isinstance(r, Mapping) and r.get("annotations") for r in records)
+    classes = metadata.get("thing_classes", None)
+    if not isinstance(classes, Sequence) or isinstance(classes, str):
+        if has_objects and (wanted is not None or for_coco):
+            raise InputError(
+                f"dataset {name!r} has thing_classes {classes!r}: give the names of its classes, "
+                f"MetadataCatalog.get({name!r}).thing_classes = [...], in the order of category_id"
+            )
+        classes = None
+    inspection = inspect_dicts(
+        records,
+        name,
+        classes if has_objects else None,
+        mask_format=_mask_format(cfg, is_test),
+        max_aspect=_max_aspect(cfg, is_test),
+        is_test=is_test,
+        for_coco=for_coco,
+        needs_objects=wanted is not None and not is_test,
     )
     _report(cfg, inspection, faults_file, print_all=False)
+    if not has_objects or classes is None:
+        return None
+    _check_count(cfg, f"dataset {name!r}", len(classes))
+    return [str(each) for each in classes]
+
+
+def _check_count(cfg: CfgNode, source: str, count: int) -> None:
+    wanted = num_classes(cfg)
+    if wanted is not None and wanted[1] != count:
+        raise InputError(
+            f"{source} has {count} categories, {wanted[0]} is {wanted[1]}; set {wanted[0]} {count}"
+        )
+
+
+def _mask_format(cfg: CfgNode, is_test: bool) -> str | None:
+    """How masks must be written for the model to learn them, or to be scored; None: it has none."""
+    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
+        return "bitmask" if is_test else cfg.INPUT.MASK_FORMAT
+    return None
 
 
 def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:

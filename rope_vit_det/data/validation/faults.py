@@ -73,6 +73,7 @@ class Inspection:
 
     Attributes:
         source: the JSON file, or the dataset's name.
+        holder: what the entries lie in, for the messages.
     """
 
     source: str
@@ -81,6 +82,7 @@ class Inspection:
     objects: int
     categories: int
     faults: list[Fault]
+    holder: str = "the JSON"
 
     @property
     def fatal(self) -> list[Fault]:
@@ -110,4 +112,5 @@ class Inspection:
             of = f" of {self.images}" if kind == "no image" else ""
             examples = ", ".join(fault._place for fault in some[:_EXAMPLES])
             more = ", …" if count > _EXAMPLES else ""
-            yield f"{count}{of} {texts[kind]}: {examples}{more}"
+            text = texts[kind].replace("the JSON", self.holder)
+            yield f"{count}{of} {text}: {examples}{more}"

@@ -1,7 +1,7 @@
-"""Validates COCO annotations: every fault with the file and id that it belongs to."""
+"""Validates datasets, COCO's files and dicts alike: every fault with its file and id."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,20 +36,37 @@ def inspect_coco(
         max_aspect: the longer side over the shorter one from which on nothing is left of an image.
         is_test: nothing is learned from it.
     """
-    images, faults = _inspect_images(coco["images"])
+    images, faults = inspect_images(coco["images"])
     categories = _inspect_categories(coco["categories"], faults)
     if "://" not in str(image_root):
         faults += inspect_files(list(images.values()), image_root, max_aspect)
     annotations = coco.get("annotations")
     if annotations is not None:
-        faults += _inspect_annotations(annotations, images, categories, mask_format, is_test)
+        faults += inspect_annotations(annotations, images, categories, mask_format, is_test)
+    return summed_up(str(json_file), coco["images"], images, annotations, categories, faults)
+
+
+def summed_up(
+    source: str,
+    entries: Sequence[Any],
+    images: Mapping[int, dict],
+    annotations: Sequence[Any] | None,
+    categories: Sequence[Any] | Mapping[int, str],
+    faults: list[Fault],
+) -> Inspection:
+    """The inspection with its counts.
+
+    Args:
+        entries: of images, the faulty ones too.
+        images: the good ones.
+    """
     annotated = {str(a.get("image_id")) for a in annotations or () if isinstance(a, dict)}
     return Inspection(
-        source=str(json_file),
-        images=len(coco["images"]),
+        source=source,
+        images=len(entries),
         unannotated=sum(str(image_id) not in annotated for image_id in images),
         objects=len(annotations or ()),
-        categories=len(coco["categories"]),
+        categories=len(categories),
         faults=faults,
     )
 
@@ -80,39 +97,48 @@ def _inspect_file(
     name = image["file_name"]
     try:
         if name not in present and not (root / name).is_file():
-            return Fault("no image", _where(image))
+            return Fault("no image", where_is(image))
         width, height = image_size(root / name)
     except (InputError, ValueError) as error:  # of what can be no file name
-        return Fault("unreadable image", _where(image), str(error))
+        return Fault("unreadable image", where_is(image), str(error))
     said = (image.get("width", width), image.get("height", height))
     if (width, height) != said:
-        return Fault("other size", _where(image), f"{width}x{height}, not {said[0]}x{said[1]}")
+        return Fault("other size", where_is(image), f"{width}x{height}, not {said[0]}x{said[1]}")
     if max_aspect and max(width, height) >= max_aspect * min(width, height):
-        return Fault("too thin", _where(image), f"{width}x{height}")
+        return Fault("too thin", where_is(image), f"{width}x{height}")
     return None
 
 
-def _where(image: dict, annotation: dict | None = None) -> str:
+def where_is(image: dict, annotation: dict | None = None) -> str:
+    """Names an image, or an annotation of it, for a message."""
     text = f"{image['file_name']!r} image {image['id']}"
     return text if annotation is None else f"{text} annotation {annotation['id']}"
 
 
-def _inspect_images(entries: list) -> tuple[dict[int, dict], list[Fault]]:
+def inspect_images(
+    entries: Sequence[Any], place: str = "entry {} of 'images'", id_key: str = "id"
+) -> tuple[dict[int, dict], list[Fault]]:
+    """Image entries, by their ids, and their faults.
+
+    Args:
+        place: names an entry by its number.
+        id_key: what its "id" is called where the user wrote it.
+    """
     images: dict[int, dict] = {}
     faults, files = [], set()
     for number, entry in enumerate(entries):
-        place = f"entry {number} of 'images'"
         if not isinstance(entry, dict):
-            faults.append(Fault("malformed", place, "not an object"))
+            faults.append(Fault("malformed", place.format(number), "not an object"))
         elif not is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
-            faults.append(Fault("malformed", place, "without a whole 'id' or a 'file_name'"))
+            detail = f"without a whole {id_key!r} or a 'file_name'"
+            faults.append(Fault("malformed", place.format(number), detail))
         elif not (is_positive(entry.get("width")) and is_positive(entry.get("height"))):
-            faults.append(Fault("malformed", _where(entry), "without 'width' and 'height'"))
+            faults.append(Fault("malformed", where_is(entry), "without 'width' and 'height'"))
         elif entry["id"] in images:
-            faults.append(Fault("duplicate id", _where(entry), "an image has it already"))
+            faults.append(Fault("duplicate id", where_is(entry), "an image has it already"))
         else:
             if entry["file_name"] in files:
-                faults.append(Fault("same file", _where(entry)))
+                faults.append(Fault("same file", where_is(entry)))
             files.add(entry["file_name"])
             images[entry["id"]] = entry
     if not entries:
@@ -139,13 +165,20 @@ def _inspect_categories(entries: list, faults: list[Fault]) -> dict[int, str]:
     return categories
 
 
-def _inspect_annotations(
-    entries: list,
+def inspect_annotations(
+    entries: Sequence[Any],
     images: dict[int, dict],
     categories: dict[int, str],
     mask_format: str | None,
     is_test: bool,
 ) -> Iterator[Fault]:
+    """The faults of annotations; see :func:`inspect_coco`.
+
+    Args:
+        entries: of COCO's format.
+        images: good entries, by id.
+        categories: names by id.
+    """
     seen: set[int] = set()
     used: set[int] = set()
     learnable = 0
@@ -155,7 +188,7 @@ def _inspect_annotations(
         if any(fault.kind in ("malformed", "unknown image") for fault in faults):
             continue
         if entry["id"] in seen:
-            place = _where(images[entry["image_id"]], entry)
+            place = where_is(images[entry["image_id"]], entry)
             yield Fault("duplicate id", place, "an annotation has it already")
         seen.add(entry["id"])
         used.add(entry["category_id"])
@@ -188,7 +221,7 @@ def _inspect_annotation(
     if image is None:
         yield Fault("unknown image", place, f"image {image_id}")
         return
-    where = _where(image, entry)
+    where = where_is(image, entry)
     if category not in categories:
         yield Fault("unknown category", where, f"category {category}")
     if entry.get("ignore"):
