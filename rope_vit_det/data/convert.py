@@ -1,13 +1,19 @@
 """YOLO and Pascal VOC folders as COCO annotations, by the package supervision."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import ParseError
+from xml.etree.ElementTree import ParseError, parse
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InputError
+from ..utils.image_files import ORIENTATION, SIDEWAYS, for_each_file
+
+_KEYPOINTS = re.compile(r"^\s*kpt_shape\s*:", re.MULTILINE)  # in YOLO's data.yaml
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
@@ -29,10 +35,11 @@ def convert_to_coco(
 
     Returns:
         A line for each file written, and for each folder with annotations of images that are not
-        there.
+        there, or with images that their EXIF data turn.
 
     Raises:
-        InputError: supervision is missing, a path is, or the annotations are not of the format.
+        InputError: supervision is missing, a path is, or the annotations are not of the format, or
+            for an image of another size than the one that is read.
     """
     try:
         import supervision
@@ -46,8 +53,17 @@ def convert_to_coco(
         whole = supervision.DetectionDataset.merge(datasets)
         datasets = [_part(whole, dataset.image_paths) for dataset in datasets]
     lines = []
-    for (json_file, _, annotations), dataset in zip(splits, datasets, strict=True):
+    turned = [
+        sum(_check_sizes(dataset.image_paths, Path(annotations), names is None))
+        for (_, _, annotations), dataset in zip(splits, datasets, strict=True)
+    ]
+    for (json_file, _, annotations), dataset, count in zip(splits, datasets, turned, strict=True):
         lines += _without_image(Path(annotations), _suffix(names), dataset.image_paths)
+        if count:
+            lines.append(
+                f"{annotations}: {count} images are turned by their EXIF data; their boxes are "
+                "taken for the turned image"
+            )
         dataset.as_coco(annotations_path=json_file)
         objects = sum(map(len, dataset.annotations.values()))
         lines.append(
@@ -65,6 +81,9 @@ def _read(images: str, annotations: str, names: str | None) -> "DetectionDataset
             raise InputError(f"{path}: no such file or folder")
     if not any(Path(annotations).glob("*" + _suffix(names))):
         raise InputError(f"{annotations} has no {_suffix(names)} files")
+    has_points = names is not None and bool(_KEYPOINTS.search(Path(names).read_text("utf-8")))
+    if names is not None and not has_points:
+        _check_no_pose(Path(annotations), names)
     try:
         if names is None:
             dataset = DetectionDataset.from_pascal_voc(images, annotations)
@@ -74,11 +93,87 @@ def _read(images: str, annotations: str, names: str | None) -> "DetectionDataset
         raise InputError(f"{annotations}: {error}") from None
     if not len(dataset):
         raise InputError(f"{images} has no images")
+    if has_points and any(each.mask is not None for each in dataset.annotations.values()):
+        raise InputError(
+            f"{annotations} has rows that are neither boxes nor of the kpt_shape in {names}, and "
+            "would be read as polygons; correct kpt_shape, or pip install -U supervision"
+        )
     for detections in dataset.annotations.values():
         # Without it, supervision makes a crowd, which is not learned from, of every object whose
         # mask has several parts.
         detections.data["iscrowd"] = np.zeros(len(detections), dtype=int)
     return dataset
+
+
+def _check_sizes(images: Sequence[str], folder: Path, is_voc: bool) -> Iterator[bool]:
+    """Whether each image is turned by its EXIF data; its VOC file must be for it as it is read."""
+
+    def check(path: str) -> bool:
+        file = folder / f"{Path(path).stem}.xml"
+        try:
+            with Image.open(path) as image:
+                (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1)
+        except Exception:  # PIL's plugins raise what they like; training will say what is wrong
+            return False
+        stored, sideways = (width, height), orientation in SIDEWAYS
+        size = stored[::-1] if sideways else stored
+        said = _voc_size(file) if is_voc and file.is_file() else None
+        if said and said != size:
+            of, has = ("{}x{}".format(*each) for each in (said, size))
+            if sideways and said == stored:
+                raise InputError(
+                    f"{file} is for {path} as it is stored, {of}, and its EXIF data turn it to "
+                    f"{has}, as training reads it: remove the tag Orientation from the image, "
+                    "whose pixels then stay as they were annotated, or annotate the turned one"
+                )
+            raise InputError(
+                f"{file} is for an image of {of}, and {path} has {has}: take the image that was "
+                "annotated, or annotate this one"
+            )
+        return orientation != 1
+
+    return for_each_file(check, images, f"Looking at {folder}")
+
+
+def _voc_size(file: Path) -> tuple[int, int] | None:
+    """Width and height that a VOC file is for; some tools write none, or 0."""
+    with suppress(TypeError, ValueError):
+        size = [int(float(parse(file).findtext(f"size/{side}"))) for side in ("width", "height")]
+        return (size[0], size[1]) if all(size) else None
+    return None
+
+
+def _check_no_pose(folder: Path, names: str) -> None:
+    """Refuses keypoints that would be read as polygons.
+
+    Rows of pose labels are of one length, and have the values of a box before their points.
+    """
+    rows = []
+    for file in sorted(folder.glob("*.txt")):
+        for row in file.read_text("utf-8", errors="replace").splitlines():
+            if len(row.split()) > 6:
+                with suppress(ValueError):  # supervision names it
+                    rows.append(np.array(row.split()[1:], dtype=float))
+    if len({len(row) for row in rows}) == 1 and any(
+        (len(rows[0]) - 4) % depth == 0 and all(_is_pose(row, depth) for row in rows)
+        for depth in (2, 3)
+    ):
+        raise InputError(
+            f"{folder} has a box and keypoints in each row, as YOLO's pose labels, which would be "
+            f"read as polygons; add kpt_shape: [POINTS, 2 or 3] to {names}, and the boxes are taken"
+        )
+
+
+def _is_pose(row: np.ndarray, depth: int) -> bool:
+    """Whether what follows the first four values are points (x, y, …) of that box, and span it."""
+    centre, size, points = row[:2], row[2:4], row[4:].reshape(-1, depth)
+    if depth == 3 and not np.isin(points[:, 2], (0, 1, 2)).all():
+        return False
+    labelled = points[points[:, :2].any(axis=1), :2]
+    fits = (np.abs(labelled - centre) <= size / 2 + 0.01).all()
+    in_image = (np.abs(centre - 0.5) + size / 2 <= 0.51).all()
+    spans = depth == 3 or not len(labelled) or (np.ptp(labelled, axis=0) > 0.4 * size).any()
+    return bool(in_image and fits and spans)
 
 
 def _suffix(names: str | None) -> str:

@@ -105,8 +105,8 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS)
 
 
-_ORIENTATION = 274  # EXIF's tag
-_SIDEWAYS = (5, 6, 7, 8)
+ORIENTATION = 274  # EXIF's tag
+SIDEWAYS = (5, 6, 7, 8)
 _JPEGS = ("JPEG", "MPO")
 _END_OF_JPEG = b"\xff\xd9"
 _THREADS = 16  # most of the time they wait for the disk
@@ -158,7 +158,7 @@ def image_size(path: str | os.PathLike[str], *, decode: bool = False) -> tuple[i
         with open(path, "rb") as file, Image.open(file) as image:
             check_depth(image)
             width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+            if image.getexif().get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
             if decode or image.format not in _JPEGS or not _is_whole_jpeg(file):
                 image.load()

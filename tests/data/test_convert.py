@@ -180,3 +180,108 @@ def test_what_cannot_be_converted(tmp_path, options, message, monkeypatch):
     names = options[1] if options[0] == "--names" else None
     with pytest.raises(InputError, match=message):
         convert_to_coco([options[-3:]], names=names)
+
+
+def _voc(folder, name, size, box):
+    """A file of the devkit's layout; size None: without one."""
+    root = ElementTree.Element("annotation")
+    for tag, values in (("size", size), ("object/bndbox", box)):
+        parent = root
+        for part in tag.split("/") if values else ():
+            parent = ElementTree.SubElement(parent, part)
+        for key, value in (values or {}).items():
+            ElementTree.SubElement(parent, key).text = str(value)
+    ElementTree.SubElement(root.find("object"), "name").text = "thing"
+    ElementTree.ElementTree(root).write(folder / f"{name}.xml")
+
+
+BOX = {"xmin": 11, "ymin": 6, "xmax": 30, "ymax": 20}
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "message"),
+    [
+        ((40, 30), 1, None),
+        (None, 1, None),
+        ((0, 0), 1, None),
+        ((30, 40), 6, None),  # annotated as it is read
+        ((40, 30), 6, "turn it to 30x40.*remove the tag Orientation"),
+        ((30, 40), 1, "a.xml is for an image of 30x40, and .*a.jpg has 40x30"),
+        ((80, 60), 1, "a.xml is for an image of 80x60"),
+        ((80, 60), 8, "a.xml is for an image of 80x60, and .*a.jpg has 30x40"),
+    ],
+)
+def test_voc_is_held_to_the_image_as_it_is_read(tmp_path, size, orientation, message):
+    from PIL import Image
+
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    _voc(tmp_path, "a", size and dict(zip(("width", "height"), size, strict=True)), BOX)
+    split = (str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))
+    if message:
+        with pytest.raises(InputError, match=message):
+            convert_to_coco([split])
+        assert not (tmp_path / "a.json").exists()
+        return
+    lines = convert_to_coco([split])
+    assert any("1 images are turned by their EXIF" in line for line in lines) == (orientation != 1)
+    sizes, boxes, _, _ = read(tmp_path / "a.json")
+    assert sizes["a.jpg"] == ((30, 40) if orientation == 6 else (40, 30))
+    assert boxes["a.jpg"] == [("thing", 10, 5, 20, 15)]
+
+
+def _pose_row(box, points, depth):
+    (x, y), (w, h) = box
+    values = [(x + px * w, y + py * h, 2)[:depth] for px, py in points]
+    return " ".join(map(str, ("0", x, y, w, h, *(v for point in values for v in point))))
+
+
+POINTS = [(-0.3, -0.4), (0.3, -0.4), (0.0, 0.1), (0.2, 0.45)]
+BOXES = [((0.3, 0.4), (0.3, 0.5)), ((0.7, 0.6), (0.2, 0.3))]
+CENTRED = "0 " + " ".join(map(str, (0.42, 0.42, 0.5, 0.4, 0.52, 0.5, 0.44, 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "refused"),
+    [
+        ([_pose_row(box, POINTS, 3) for box in BOXES], True),
+        ([_pose_row(box, POINTS, 2) for box in BOXES], True),
+        ([_pose_row(box, POINTS[:3], 3) for box in BOXES], True),  # an odd number of values
+        ([CENTRED, CENTRED], False),  # polygons, though all points lie in a "box"
+        (["0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9", "0 0.2 0.2 0.4 0.2 0.4 0.5"], False),
+    ],
+)
+def test_keypoints_are_not_read_as_polygons(tmp_path, rows, refused):
+    from PIL import Image
+
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    (tmp_path / "data.yaml").write_text("names: [thing]\n")
+    split = (str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))
+    if not refused:
+        convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+        assert len(read(tmp_path / "a.json")[3]["annotations"]) == 2
+        return
+    with pytest.raises(InputError, match="add kpt_shape"):
+        convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+    depth = 2 if (len(rows[0].split()) - 5) % 3 else 3
+    points = (len(rows[0].split()) - 5) // depth
+    for shape, message in ((f"[{points}, {depth}]", None), ("[9, 3]", "kpt_shape in .*correct")):
+        (tmp_path / "data.yaml").write_text(f"names: [thing]\nkpt_shape: {shape}\n")
+        if message and points != 3:  # an odd number of values is no polygon either
+            with pytest.raises(InputError, match=message):
+                convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+        elif not message:
+            convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+            found = read(tmp_path / "a.json")[1]["a.png"]
+            wanted = [(200 * (x - w / 2), 100 * (y - h / 2), 200 * w, 100 * h)
+                      for (x, y), (w, h) in BOXES]  # fmt: skip
+            for (_, *box), oracle in zip(found, sorted(wanted), strict=True):
+                assert box == pytest.approx(oracle, abs=0.01)

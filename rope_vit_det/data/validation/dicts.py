@@ -120,7 +120,7 @@ def _annotation(given: Any, number: int, image: dict) -> dict | Fault:
     if hasattr(
         given.get("segmentation"), "tolist"
     ):  # a map of pixels is none of Detectron2's forms
-        entry["segmentation"] = given["segmentation"]
+        entry["segmentation"] = "an array"
     box, mode = entry.get("bbox"), given.get("bbox_mode")
     if mode not in _MODES:
         said = f"bbox_mode {mode!r}" if "bbox_mode" in given else "without a bbox_mode"
