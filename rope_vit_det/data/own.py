@@ -1,5 +1,6 @@
 """A user's own data in COCO's format: from paths to registered datasets and a config that fits."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -35,11 +36,13 @@ def register_own_data(cfg: CfgNode) -> None:
         register_coco_instances(name, {}, json_file, images)
 
 
-def use_own_data(cfg: CfgNode) -> None:
+def use_own_data(cfg: CfgNode, *, eval_only: bool = False, options: Collection[str] = ()) -> None:
     """Makes a config one for the data of DATASETS.OWN: DATASETS.TRAIN and TEST, and NUM_CLASSES.
 
     Args:
         cfg: changed in place; left alone where DATASETS.OWN is empty.
+        eval_only: the training data may lie elsewhere.
+        options: keys of DATASETS.OWN that the command line gave, for the messages.
 
     Raises:
         InputError: a path is missing, or the model cannot learn from instances.
@@ -47,17 +50,20 @@ def use_own_data(cfg: CfgNode) -> None:
     datasets = own_datasets(cfg)
     if not datasets:
         return
-    for name, (json_file, images) in datasets.items():
-        flag = name.removeprefix("own_")
-        for path, option, find in (
-            (json_file, f"--{flag}-json", Path.is_file),
-            (images, f"--{flag}-images", Path.is_dir),
+    needed = {name: pair for name, pair in datasets.items() if name == VAL or not eval_only}
+    for name, (json_file, images) in needed.items():
+        split = name.removeprefix("own_").upper()
+        keys = (f"{split}_JSON", f"{split}_IMAGES")
+        for path, key, find in zip(
+            (json_file, images), keys, (Path.is_file, Path.is_dir), strict=True
         ):
+            given = not set(options).isdisjoint(keys)
+            place = f"--{key.lower().replace('_', '-')}" if given else f"DATASETS.OWN.{key}"
             if not path:
-                raise InputError(f"{option} is missing beside its other half")
+                raise InputError(f"{place} is missing beside its other half")
             if not find(Path(path)):
                 kind = "file" if find is Path.is_file else "folder"
-                raise InputError(f"{option} {path}: no such {kind}")
+                raise InputError(f"{place} {path}: no such {kind}")
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture in _NO_INSTANCES:
         raise InputError(
@@ -72,7 +78,9 @@ def use_own_data(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = (TRAIN,) if TRAIN in datasets else cfg.DATASETS.TRAIN
     cfg.DATASETS.TEST = (VAL,) if VAL in datasets else ()
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
-    count = _count_categories(next(iter(datasets.values()))[0])
+    if not needed:
+        return  # there is nothing to evaluate on either, which the check of TEST says
+    count = _count_categories(next(iter(needed.values()))[0])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
     cfg.MODEL.RETINANET.NUM_CLASSES = count
     if "POINT_HEAD" in cfg.MODEL:  # PointRend's

@@ -113,13 +113,14 @@ def add_own_data(cfg: "CfgNode", args: argparse.Namespace) -> None:
     """
     from ..data.own import TRAIN, VAL, own_datasets, register_own_data, use_own_data
 
-    for name in _OPTIONS:
-        if getattr(args, name, ""):
-            cfg.DATASETS.OWN[name.upper()] = getattr(args, name)
+    given = [name.upper() for name in _OPTIONS if getattr(args, name, "")]
+    for key in given:
+        cfg.DATASETS.OWN[key] = getattr(args, key.lower())
     datasets = own_datasets(cfg)
     if VAL in datasets and TRAIN not in datasets and not args.eval_only:
         raise InputError(
-            "--val-json without --train-json: name both to train, or add --eval-only to evaluate"
+            "--val-json without --train-json (DATASETS.OWN.VAL_JSON, .TRAIN_JSON): name both to "
+            "train, or add --eval-only to evaluate"
         )
-    use_own_data(cfg)
+    use_own_data(cfg, eval_only=args.eval_only, options=given)
     register_own_data(cfg)

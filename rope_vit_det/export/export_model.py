@@ -81,7 +81,7 @@ def run(
     cfg = read_detector_config(config_file, weights, opts, threshold)
     cfg.MODEL.DEVICE = "cpu"
     if evaluate:
-        use_own_data(cfg)
+        use_own_data(cfg, eval_only=True)
         register_own_data(cfg)
     cfg.freeze()
     if evaluate:

@@ -14,6 +14,11 @@ import torch
 import yaml
 
 from rope_vit_det.checkpoint.checkpointer import read_classes
+from rope_vit_det.engine.command_line import add_own_data_options, argument_parser
+from rope_vit_det.engine.rehearsal import rehearse_config
+from rope_vit_det.engine.setup import check_config, load_config
+from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -123,6 +128,29 @@ def test_evaluation_needs_only_the_held_out_data(run, trained):
     assert (out.parent / "again" / "inference" / "coco_instances_results.json").exists()
 
 
+@pytest.mark.parametrize("gone", ["learn.json", "learn"])
+def test_a_runs_own_config_evaluates_where_its_training_data_is_not(
+    mine, trained, tmp_path, monkeypatch, gone
+):
+    """Up to where the evaluation of `test_evaluation_needs_only_the_held_out_data` begins."""
+    root, _ = mine
+    for name in {"learn.json", "learn", "exam.json", "exam"} - {gone}:
+        (tmp_path / name).symlink_to(root / name)
+    monkeypatch.chdir(tmp_path)
+    out = root / "out"
+    arguments = ["--config-file", str(out / "config.yaml"), "--eval-only"]
+    args = add_own_data_options(argument_parser()).parse_args(
+        [*arguments, "MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", "again"]
+    )
+    cfg = load_config(args)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4 and cfg.DATASETS.TEST == ("own_val",)
+    check_config(cfg, eval_only=True)
+    rehearse_config(cfg, args, Trainer)  # the evaluation, on an image
+    args.eval_only = False
+    with pytest.raises(InputError, match=f"DATASETS.OWN.TRAIN_.* {gone}: no such f"):
+        load_config(args)
+
+
 def _refused(answer):
     assert answer.returncode == 2, answer.stderr[-2000:]
     assert "Traceback" not in answer.stderr
@@ -165,6 +193,10 @@ def test_faults_are_listed_and_fatal_ones_stop(run_here, mine):
         (("--train-json", "nowhere.json", *LEARN[2:]), "--train-json nowhere.json: no such file"),
         (("--train-json", "learn.json"), "--train-images is missing"),
         (EXAM, "--val-json without --train-json"),
+        (
+            ("DATASETS.OWN.TRAIN_JSON", "nowhere.json", "DATASETS.OWN.TRAIN_IMAGES", "learn"),
+            "error: DATASETS.OWN.TRAIN_JSON nowhere.json: no such file",
+        ),
         ((*LEARN, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"), "learns from pixel maps"),
     ],
 )
