@@ -4,7 +4,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -41,6 +41,15 @@ class StoppedError(RunError):
     status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+def print_any_text() -> None:
+    """Escapes what stdout or stderr cannot encode, such as a class name, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        encoding, errors = (getattr(stream, name, "") for name in ("encoding", "errors"))
+        if errors == "strict" or not str(encoding).lower().startswith("utf"):
+            with suppress(AttributeError, ValueError):  # in its place is another, or it is closed
+                stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def input_errors_as_one_line() -> Iterator[None]:
     """For command-line tools: prints these errors without a traceback, exits with their status.
@@ -48,6 +57,7 @@ def input_errors_as_one_line() -> Iterator[None]:
     Detectron2 calls torch.jit.script when it is imported, of which torch 2.15 warns whoever started
     the tool; not here, nor in the processes that it starts.
     """
+    print_any_text()
     sys.warnoptions.append("ignore:`torch.jit.script` is deprecated:FutureWarning")
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     try:

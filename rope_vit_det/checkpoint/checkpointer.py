@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -18,7 +19,7 @@ from ..errors import InputError
 from ..models import RoPEViT
 from ..weights.detectron2_format import BACKBONE, METADATA_KEY
 from ..weights.load import PREFIXES, as_birder_url
-from ..weights.safe import load_pickle, load_torch_file
+from ..weights.safe import COMPILED, load_pickle, load_torch_file
 from .checkpoint_files import (
     check_tensors,
     prune_checkpoints,
@@ -170,6 +171,10 @@ class DetectorCheckpointer(DetectionCheckpointer):
             if self._changed:
                 words = "The run goes on with other settings than it had: %s"
                 self.logger.warning(words, ", ".join(self._changed))
+        checkpoint["model"] = _named_as(self.model, checkpoint["model"])
+        if self.trained_model is not None and "trained_model" in checkpoint:
+            state = _named_as(self.trained_model, checkpoint["trained_model"])
+            checkpoint["trained_model"] = state
         weights, theirs = checkpoint["model"], classes_of(checkpoint)
         if self.whole and self.classes and theirs:
             names = self.classes["names"]
@@ -276,6 +281,20 @@ def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
     model = {key: value for key, value in data.items() if not str(key).endswith("_momentum")}
     check_tensors(filename, model)
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _named_as(model: nn.Module, weights: Any) -> Any:
+    """A state dict with the model's names, where either is of a model that torch.compile wraps."""
+    own = {name.replace(COMPILED, ""): name for name in model.state_dict()}
+    plain = {name: name.replace(COMPILED, "") for name in weights}
+    names = {name: own.get(each, each) for name, each in plain.items()}
+    if all(name == other for name, other in names.items()):
+        return weights
+    renamed = OrderedDict((names[name], value) for name, value in weights.items())
+    metadata = getattr(weights, "_metadata", {})
+    places = {f"{name}.".replace(COMPILED, "")[:-1]: each for name, each in metadata.items()}
+    renamed._metadata = OrderedDict(metadata | places)
+    return renamed
 
 
 def _is_birders(weights: Any) -> bool:

@@ -19,6 +19,11 @@ def read_json(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
+        if "BOM" in str(error):  # COCO's own readers, which come later, do not take it
+            raise InputError(
+                f"{path} begins with a byte order mark (BOM): save it as UTF-8 without one, as by "
+                f"tail -c +4 {path} > other.json"
+            ) from None
         raise InputError(f"{path} is not a JSON file: {error}") from None
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
+# Some platforms cannot ask who sent a signal; there the workers ignore SIGINT, a terminal's Ctrl-C.
+_CAN_ASK = hasattr(signal, "pthread_sigmask") and hasattr(signal, "sigtimedwait")
 _LOOK_FOR_THE_PARENT = 5.0  # seconds
 
 
@@ -37,6 +39,8 @@ class ShieldedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        if not _CAN_ASK:
+            return iter(self.loader)
         # Workers inherit what is blocked, and may take seconds until they come to `worker_init_fn`.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -46,16 +50,22 @@ class ShieldedLoader:
 
 
 def _ignore_signals(worker_id: int) -> None:
+    if not _CAN_ASK:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return  # torch's own watchdog ends the worker when its parent is gone
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    threading.Thread(target=_wait_for_the_parents, daemon=True).start()
+
+
+def _wait_for_the_parents() -> None:
     # Not os.getppid(): the parent may be dead already.
-    parent = multiprocessing.parent_process().pid
-    threading.Thread(target=_wait_for_the_parents, args=(parent,), daemon=True).start()
-
-
-def _wait_for_the_parents(parent: int) -> None:
-    while os.getppid() == parent:
+    parent = multiprocessing.parent_process()
+    # Under forkserver the system's parent is the server. Elsewhere its pid is the better sign: what
+    # `is_alive` waits for to close is inherited by workers that were forked later.
+    by_server = getattr(multiprocessing.current_process(), "_start_method", "") == "forkserver"
+    while parent.is_alive() if by_server else os.getppid() == parent.pid:
         # Python's handlers, unlike this, do not say who sent it.
         received = signal.sigtimedwait(_SIGNALS, _LOOK_FOR_THE_PARENT)
-        if received and received.si_pid == parent and received.si_signo == signal.SIGTERM:
+        if received and received.si_pid == parent.pid and received.si_signo == signal.SIGTERM:
             break
     os._exit(0)

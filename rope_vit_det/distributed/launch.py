@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, print_any_text
 from ..pyramids import uses_all_parameters
 from .peers import peers_watched
 from .signals import signals_passed_on
@@ -215,6 +215,7 @@ def _run_under_torchrun(
 
 
 def _in_process(main: Callable[..., Any], args: argparse.Namespace, *more: Any) -> None:
+    print_any_text()
     if comm.get_world_size() > 1 and not torch.cuda.is_available():
         # Each would take all cores otherwise.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 # How the process that started the others passes a signal on: a terminal's Ctrl-C, or a batch
-# system, may have sent it to them already, and theirs must not count as a second one.
-_PASSED_ON = signal.SIGUSR1
+# system, may have sent it to them already, and theirs must not count as a second one. Not every
+# platform has it.
+_PASSED_ON = getattr(signal, "SIGUSR1", None)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -28,7 +29,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._note) for n in (*_SIGNALS, _PASSED_ON)}
+            numbers = filter(None, (*_SIGNALS, _PASSED_ON))
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +61,7 @@ def signals_passed_on() -> Iterator[None]:
             if len(received) > 1:
                 process.kill()
             elif process.pid:
-                os.kill(process.pid, _PASSED_ON)
+                os.kill(process.pid, _PASSED_ON or number)
         if len(received) > 1:
             os._exit(128 + number)
 

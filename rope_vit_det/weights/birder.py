@@ -20,7 +20,7 @@ from ..models.rope_vit import RoPEViT
 from ..models.variants import VARIANTS, create_model, is_birders
 from ..utils.atomic_files import new_file
 from .info import BIRDER_VERSION, TASK, WeightsInfo, architecture_from_config
-from .safe import first_not_finite, load_safetensors, load_torch_file, not_plain
+from .safe import COMPILED, first_not_finite, load_safetensors, load_torch_file, not_plain
 
 SUFFIXES = (".pt", ".safetensors")
 StateDict = Mapping[str, Tensor]
@@ -167,7 +167,7 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     if bad:
         raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
     # Without the hooks that a pickled tensor may bring.
-    return {key: tensor.detach() for key, tensor in state.items()}, fields
+    return {key.replace(COMPILED, ""): tensor.detach() for key, tensor in state.items()}, fields
 
 
 def info_from_fields(

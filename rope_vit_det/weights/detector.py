@@ -16,7 +16,7 @@ from .birder import misfit
 from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
 from .info import WeightsInfo, architecture_from_config
 from .load import read_weights
-from .safe import first_not_finite, load_torch_file
+from .safe import COMPILED, first_not_finite, load_torch_file
 
 # What a run of Detectron2's writes beside its checkpoints.
 RUN_CONFIG = "config.yaml"
@@ -179,12 +179,16 @@ def _entry(node: yaml.Node | None, name: str) -> Any:
 def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     content = load_torch_file(path)
     model = content.get("model", content) if isinstance(content, Mapping) else content
-    tensors = {} if not isinstance(model, Mapping) else model
+    tensors = {
+        key.replace(COMPILED, ""): value
+        for key, value in (model.items() if isinstance(model, Mapping) else ())
+        if isinstance(key, str)
+    }
     prefix = f"{BACKBONE}."
     state = {
         key.removeprefix(prefix): value
         for key, value in tensors.items()
-        if isinstance(key, str) and key.startswith(prefix) and isinstance(value, Tensor)
+        if key.startswith(prefix) and isinstance(value, Tensor)
     }
     if not state:
         raise InputError(f"{path} is no checkpoint of a RoPE ViT detector: it has no {BACKBONE}.*")

@@ -26,6 +26,9 @@ _CODE = re.compile(
     r"GLOBAL (?P<name>[\w.]+)|(?:class|function|reduce) <?(?:\w+ )?'?(?P<other>[\w.]+)"
 )
 
+# What torch.compile puts before the names in a module that it wraps.
+COMPILED = "_orig_mod."
+
 
 def load_torch_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     """What `torch.save` wrote: tensors, arrays and builtins, onto the CPU.

@@ -60,3 +60,17 @@ def test_another_network_under_the_same_name_is_not_told_to_set_ours(tmp_path):
     DetectorCheckpointer(detector(4)).load(path)  # Detectron2 leaves it out, with a log line
     with pytest.raises(InputError, match=r"backbone\.net\.weight has shape .* take the config"):
         DetectorCheckpointer(detector(4), whole=True).load(path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", ""])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_of_a_compiled_model_are_those_of_the_model(tmp_path, prefix, compiled):
+    trained, other = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    state = {prefix + name: value for name, value in trained.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    model = torch.compile(other) if compiled else other
+    if compiled and prefix.startswith("module."):
+        return  # Detectron2 takes DDP's prefix off for a model without one alone
+    DetectorCheckpointer(model, whole=True).load(str(tmp_path / "model.pth"))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
