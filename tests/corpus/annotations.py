@@ -7,7 +7,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def _text(content: str, encoding: str = "utf-8"):
-    return lambda world: world.train_json.write_text(content, encoding)
+    return lambda world: world.json.write_text(content, encoding)
 
 
 def _set(**values):
@@ -23,11 +23,11 @@ def _image(**values):
 
 
 def _list(name: str, content: list):
-    return lambda world: world.coco["train"].update({name: content})
+    return lambda world: world.coco[world.split].update({name: content})
 
 
 def _add(name: str, make):
-    return lambda world: world.coco["train"][name].append(make(world))
+    return lambda world: world.coco[world.split][name].append(make(world))
 
 
 def _rle(counts, size=(H, W), **values):
@@ -36,8 +36,8 @@ def _rle(counts, size=(H, W), **values):
 
 def _truncated(world: World) -> None:
     world.write_json()
-    text = world.train_json.read_text()
-    world.train_json.write_text(text[: len(text) // 2])
+    text = world.json.read_text()
+    world.json.write_text(text[: len(text) // 2])
 
 
 def _every(split: str, **values):
@@ -88,7 +88,7 @@ FILES = [
         REFUSED,
         ("is not COCO", "no list 'annotations'"),
     ),
-    Case("JSON is a folder", "a folder of that name", lambda w: w.train_json.mkdir(), REFUSED,
+    Case("JSON is a folder", "a folder of that name", lambda w: w.json.mkdir(), REFUSED,
          ("train.json",)),
     Case(
         "missing JSON",
@@ -211,7 +211,7 @@ ENTRIES = [
     Case(
         "category without name",
         "only an id",
-        lambda world: world.coco["train"]["categories"][0].pop("name"),
+        lambda world: world.coco[world.split]["categories"][0].pop("name"),
         REFUSED,
         ("malformed", "entry 0 of 'categories'"),
     ),
@@ -357,5 +357,32 @@ MASKS = [
     Case("damaged RLE of a crowd", "runs of more pixels than the image has",
          _rle([5, 10**8], iscrowd=1), REFUSED, ("malformed", "annotation 1", "RLE of")),
 ]  # fmt: skip
+
+# Of the cases above, those that come to something else where they are in the validation set.
+_ELSE_IN_VALIDATION: dict[str, tuple[str, tuple[str, ...]] | None] = {
+    "image as text": (REFUSED, ("malformed", "entry 2 of 'images'")),
+    "no area, no iscrowd": None,  # in both files already
+    "unused category": None,
+    "same name": None,
+    "RLE instead of polygons": (HANDLED, ()),
+    "RLE where it belongs": None,
+}
+
+
+def _in_validation(case: Case) -> Case:
+    def spoil(world: World) -> None:
+        world.split = "val"
+        case.spoil(world)
+
+    outcome, says = _ELSE_IN_VALIDATION.get(case.name) or (case.outcome, case.says)
+    name = f"{case.name}, validation"
+    return Case(name, case.how, spoil, outcome, says, (OWN,))
+
+
+VALIDATION = [
+    _in_validation(case)
+    for case in ENTRIES + BOXES + MASKS
+    if _ELSE_IN_VALIDATION.get(case.name, ()) is not None
+]
 
 CASES = FILES + ENTRIES + BOXES + MASKS

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools.mask import frPyObjects
 
 SIZE = (96, 72)  # width, height of the images
 COUNTS = {"train": 4, "val": 2}
 HANDLED, REFUSED = "handled", "refused"
-# How a dataset is named: by --train-json and so on, or by DATASETS.TRAIN.
-OWN, REGISTERED = "own", "registered"
+# How a dataset is named: by --train-json and so on, or by DATASETS.TRAIN, of COCO's files or of a
+# function.
+OWN, REGISTERED, FUNCTION = "own", "registered", "function"
 
 
 @dataclass
@@ -29,6 +32,9 @@ class World:
         opts: KEY VALUE, after those that make the run small.
         configs: further --config-file.
         train, test: in place of the names of the registered datasets, if not None.
+        split: the one that is spoilt.
+        dicts: what functions return, by split.
+        classes: their thing_classes, by split; None: they say none.
     """
 
     folder: Path
@@ -38,24 +44,27 @@ class World:
     configs: list[str] = field(default_factory=list)
     train: str | None = None
     test: str | None = None
+    split: str = "train"
+    dicts: dict[str, list[Any]] = field(default_factory=dict)
+    classes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def train_json(self) -> Path:
-        return self.folder / "train.json"
+    def json(self) -> Path:
+        return self.folder / f"{self.split}.json"
 
     @property
     def image(self) -> Path:
-        """The file of the first training image."""
-        return self.folder / "train" / self.image_entry["file_name"]
+        """The file of the first image."""
+        return self.folder / self.split / self.image_entry["file_name"]
 
     @property
     def image_entry(self) -> dict[str, Any]:
-        return self.coco["train"]["images"][0]
+        return self.coco[self.split]["images"][0]
 
     @property
     def annotation(self) -> dict[str, Any]:
-        """The first of the first training image."""
-        return self.coco["train"]["annotations"][0]
+        """The first of the first image."""
+        return self.coco[self.split]["annotations"][0]
 
     def save_image(self, image: Image.Image, name: str, **options: Any) -> None:
         """Puts an image in the place of the first one, and its size into the JSON."""
@@ -64,7 +73,7 @@ class World:
         self.image_entry["width"], self.image_entry["height"] = image.size
         image.save(self.image, **options)
         side = min(image.size)
-        for annotation in self.coco["train"]["annotations"]:
+        for annotation in self.coco[self.split]["annotations"]:
             if annotation["image_id"] == self.image_entry["id"]:
                 annotation["bbox"] = [0, 0, side, side]
                 annotation["segmentation"] = [[0, 0, side, 0, side, side, 0, side]]
@@ -123,7 +132,35 @@ def good_world(folder: Path) -> World:
             "annotations": annotations,
             "categories": copy.deepcopy(categories),
         }
+        world.dicts[split] = [_as_dict(world, split, image) for image in images]
+        world.classes[split] = ["cat", "dog"]
     return world
+
+
+def _as_dict(world: World, split: str, image: dict[str, Any]) -> dict[str, Any]:
+    """What Detectron2's reader of COCO's files makes of an image."""
+    return {
+        "file_name": str(world.folder / split / image["file_name"]),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "annotations": [
+            {"bbox": each["bbox"], "iscrowd": each["iscrowd"], "segmentation": _compressed(each)}
+            | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": each["category_id"] - 1}
+            | (
+                {"segmentation": frPyObjects(each["segmentation"], *size)}
+                if each["iscrowd"]
+                else {}
+            )
+            for each in world.coco[split]["annotations"]
+            if each["image_id"] == image["id"]
+        ],
+    }
+
+
+def _compressed(annotation: dict[str, Any]) -> Any:
+    mask = annotation["segmentation"]
+    return frPyObjects(mask, *mask["size"]) if isinstance(mask, dict) else copy.deepcopy(mask)
 
 
 def _rectangle(number: int, image: int, category: int, left: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs a case through tools/train_net.py, in this process or in a fresh one."""
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -10,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.logger import setup_logger
 
-from .case import COUNTS, HANDLED, OWN, REFUSED, REGISTERED, Case, World, good_world
+from .case import COUNTS, FUNCTION, HANDLED, OWN, REFUSED, REGISTERED, Case, World, good_world
 from .configs import TRACE
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ def run_case(case: Case, way: str, folder: Path, *, fresh: bool = False) -> Outc
     if fresh:
         status, out, err = _in_fresh_process(arguments, folder)
     else:
-        with _registered(world), _inside(folder):
+        with _registered(world, way), _inside(folder):
             status, out, err = _in_this_process(arguments)
     if (folder / TRACE).exists():
         return Outcome("ran code", "", out + err)
@@ -147,10 +149,16 @@ def _time_limit() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _registered(world: World) -> Iterator[None]:
+def _registered(world: World, way: str) -> Iterator[None]:
     for split in COUNTS:
         path, images = world.folder / f"{split}.json", world.folder / split
-        register_coco_instances(f"corpus_{split}", {}, str(path), str(images))
+        if way != FUNCTION:
+            register_coco_instances(f"corpus_{split}", {}, str(path), str(images))
+            continue
+        DatasetCatalog.register(f"corpus_{split}", partial(copy.deepcopy, world.dicts[split]))
+        metadata = MetadataCatalog.get(f"corpus_{split}").set(evaluator_type="coco")
+        if world.classes[split] is not None:
+            metadata.thing_classes = world.classes[split]
     DatasetCatalog.register("corpus_without_evaluator", lambda: [])
     MetadataCatalog.get("corpus_without_evaluator").set(thing_classes=["cat", "dog"])
     try:
@@ -183,4 +191,4 @@ def _close_logs() -> None:
                 handler.close()
 
 
-__all__ = ["HANDLED", "OWN", "REFUSED", "REGISTERED", "Outcome", "run_case"]
+__all__ = ["FUNCTION", "HANDLED", "OWN", "REFUSED", "REGISTERED", "Outcome", "run_case"]

@@ -5,10 +5,12 @@
 
 from pathlib import Path
 
-from .annotations import BOXES, ENTRIES, FILES, MASKS
-from .case import OWN, REGISTERED, Case
+from .annotations import BOXES, ENTRIES, FILES, MASKS, VALIDATION
+from .case import FUNCTION, OWN, REGISTERED, Case
 from .configs import COMBINATIONS, KEYS, YAML
+from .functions import CASES as FUNCTIONS
 from .images import CASES as IMAGES
+from .resumes import CASES as RESUMES
 from .weights import CASES as WEIGHTS
 
 DOC = Path(__file__).parents[2] / "docs" / "faulty_inputs.md"
@@ -17,14 +19,22 @@ GROUPS: dict[str, list[Case]] = {
     "Entries of annotation files": ENTRIES,
     "Boxes": BOXES,
     "Masks": MASKS,
+    "Validation sets": VALIDATION,
+    "Dicts of functions": FUNCTIONS,
     "Images": IMAGES,
     "Config files": YAML,
     "Values of keys": KEYS,
     "Combinations": COMBINATIONS,
     "Weights": WEIGHTS,
+    "Resumed runs": RESUMES,
 }
 CASES = [case for cases in GROUPS.values() for case in cases]
-_WAYS = {(OWN,): "options", (REGISTERED,): "registered", (OWN, REGISTERED): "both"}
+_WAYS = {
+    (OWN,): "options",
+    (REGISTERED,): "registered",
+    (OWN, REGISTERED): "both",
+    (FUNCTION,): "function",
+}
 _HEAD = """\
 # Faulty inputs, and what comes of them
 
@@ -37,7 +47,8 @@ them all.
 starts, no traceback. *Handled* means: the run trains and evaluates to its end; where a part is
 given here, it is printed. What a dataset's faults are is listed one by one in
 `OUTPUT_DIR/dataset_faults.txt`. *Options* are `--train-json` and its like, *registered* are names
-in `DATASETS`.
+in `DATASETS`, of COCO's files; a *function* is one that a user registers under such a name, which
+returns Detectron2's dicts.
 
 Every image file of every dataset is looked at before a run: a JPEG's header and end, other formats
 whole. What only decoding a JPEG can tell ends the run at that image, with its name. With

@@ -2,7 +2,7 @@
 
 import pytest
 
-from corpus.case import HANDLED, OWN, REFUSED, REGISTERED
+from corpus.case import FUNCTION, HANDLED, OWN, REFUSED, REGISTERED
 from corpus.run import run_case
 from corpus.table import CASES, DOC, table
 
@@ -16,6 +16,9 @@ QUICK = [
     ("skipped on demand", OWN),
     ("yaml that executes", OWN),
     ("weights with NaN", OWN),
+    ("dangling category, validation", OWN),
+    ("category out of range, function", FUNCTION),
+    ("no bbox_mode, function", FUNCTION),
 ]
 FRESH = ["truncated JSON", "truncated JPEG", "CMYK", "yaml that evaluates", "pickle that executes"]
 

@@ -32,6 +32,7 @@ def start():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_stay_while_their_parent_does_and_no_longer(tmp_path, method):
     (tmp_path / "slow.py").write_text(SLOW)

@@ -108,10 +108,12 @@ def _annotations(record: Mapping, image: dict, before: int, is_test: bool) -> li
         return [Fault("malformed", where_is(image), "without 'annotations' (of nothing: [])")]
     if not isinstance(found, Sequence | None):
         return [Fault("malformed", where_is(image), "'annotations' is no list")]
-    return [_annotation(each, before + i, image) for i, each in enumerate(found or (), start=1)]
+    return [
+        _annotation(each, before + i, image, is_test) for i, each in enumerate(found or (), start=1)
+    ]
 
 
-def _annotation(given: Any, number: int, image: dict) -> dict | Fault:
+def _annotation(given: Any, number: int, image: dict, is_test: bool) -> dict | Fault:
     where = where_is(image, {"id": number})
     if not isinstance(given, Mapping):
         return Fault("malformed", where, "not a dict")
@@ -121,6 +123,11 @@ def _annotation(given: Any, number: int, image: dict) -> dict | Fault:
         given.get("segmentation"), "tolist"
     ):  # a map of pixels is none of Detectron2's forms
         entry["segmentation"] = "an array"
+    mask = entry.get("segmentation")
+    is_used = is_test or not entry.get("iscrowd")  # crowds are not learned from
+    if is_used and isinstance(mask, dict) and isinstance(mask.get("counts"), list):
+        remedy = "pycocotools.mask.frPyObjects(rle, *rle['size']) compresses them"
+        return Fault("malformed", where, f"RLE whose counts are plain numbers; {remedy}")
     box, mode = entry.get("bbox"), given.get("bbox_mode")
     if mode not in _MODES:
         said = f"bbox_mode {mode!r}" if "bbox_mode" in given else "without a bbox_mode"

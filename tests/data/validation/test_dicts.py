@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from helpers import DEMO_CONFIG
+from pycocotools.mask import frPyObjects
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data.demo.shapes import CATEGORIES
@@ -133,9 +134,12 @@ def test_keys_that_lack(records):
 def test_rle_under_polygon_is_for_training_a_fault(records):
     records = copy.deepcopy(records)
     size = [records[0]["height"], records[0]["width"]]
-    counts = [10, 20, size[0] * size[1] - 30]
-    _first(records)["segmentation"] = {"size": size, "counts": counts}
+    plain = {"size": size, "counts": [10, 20, size[0] * size[1] - 30]}
+    _first(records)["segmentation"] = frPyObjects(plain, *size)
     assert [fault.kind for fault in _inspect(records).faults] == ["RLE mask"]
+    _first(records)["segmentation"] = plain  # which Detectron2 does not decode
+    (fault,) = _inspect(records).faults
+    assert fault.kind == "malformed" and "frPyObjects" in fault.detail
 
 
 @contextlib.contextmanager
