@@ -147,11 +147,6 @@ def _as_dict(world: World, split: str, image: dict[str, Any]) -> dict[str, Any]:
         "annotations": [
             {"bbox": each["bbox"], "iscrowd": each["iscrowd"], "segmentation": _compressed(each)}
             | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": each["category_id"] - 1}
-            | (
-                {"segmentation": frPyObjects(each["segmentation"], *size)}
-                if each["iscrowd"]
-                else {}
-            )
             for each in world.coco[split]["annotations"]
             if each["image_id"] == image["id"]
         ],
