@@ -47,7 +47,7 @@ def print_any_text() -> None:
         encoding, errors = (getattr(stream, name, "") for name in ("encoding", "errors"))
         if errors == "strict" or not str(encoding).lower().startswith("utf"):
             with suppress(AttributeError, ValueError):  # in its place is another, or it is closed
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 @contextmanager
