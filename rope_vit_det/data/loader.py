@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import InputError
 from ..utils.seeding import Purpose, seed_all
+from .coco_file import clean_records
 from .large_scale_jitter import build_train_mapper
 from .readable import ReadableMapper, readable_records
 from .workers import ShieldedLoader
@@ -178,7 +179,9 @@ def build_seeded_loader(
     """Detectron2's `build_detection_train_loader` with this module's stream and random state.
 
     Args:
-        dataset: dataset dicts; those without a width and height count as not wide.
+        dataset: dataset dicts, which are cleaned, see
+            :func:`~rope_vit_det.data.coco_file.clean_records`; those without a width and height
+            count as not wide.
         seed: of the samples' random state.
         accumulate: micro-batches of a process in a step.
         kwargs: of the :class:`DataLoader`.
@@ -186,6 +189,8 @@ def build_seeded_loader(
     Returns:
         Endless, of micro-batches; its `batch_sampler` is a :class:`MicroBatchSampler`.
     """
+    with_masks = getattr(getattr(mapper, "mapper", mapper), "use_instance_mask", False)
+    dataset = clean_records(dataset, with_masks=with_masks)
     num_slots = comm.get_world_size() * accumulate
     wide = [record.get("width", 0) > record.get("height", 0) for record in dataset]
     batches = MicroBatchSampler(
@@ -208,7 +213,7 @@ def build_seeded_loader(
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
     """Detectron2's loader of a dataset to evaluate on."""
     parts = build_detection_test_loader.from_config(cfg, dataset_name)
-    records = parts["dataset"]
+    records = clean_records(parts["dataset"])
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
     loader = build_detection_test_loader(

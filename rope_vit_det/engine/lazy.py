@@ -16,12 +16,18 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.engine import default_writers, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError
 from torch import nn
 from torch.utils.data import DataLoader
@@ -33,11 +39,13 @@ from ..checkpoint.running_state import RunningState
 from ..config.keys import add_rope_vit_config, check_precision, set_key
 from ..config.run_config import config_files, find_config_file
 from ..data.classes import dataset_classes
+from ..data.coco_file import clean_records
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
 from ..data.workers import ShieldedLoader
 from ..distributed.launch import count_processes, launch, starts_the_run, wrap_model
 from ..errors import InputError
+from ..evaluation.fast import FastCOCOEvaluator, FastLVISEvaluator
 from ..models.variants import VARIANTS
 from ..solver.learning_rates import learning_rate_table
 from ..utils.memory import bound_caches
@@ -115,7 +123,26 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     if not torch.cuda.device_count():
         cfg.train.device = "cpu"
     register_where_named(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
+    evaluators = cfg.dataloader.get("evaluator")
+    parts = evaluators if isinstance(evaluators, ListConfig) else [evaluators]
+    for part in (*parts, _select(cfg, "dataloader.test.dataset")):
+        target = part.get("_target_") if isinstance(part, DictConfig) else None
+        target = locate(target) if isinstance(target, str) else target
+        if target in _OURS:
+            part._target_ = _OURS[target]
     return cfg
+
+
+def _clean_dataset_dicts(*args: Any, **kwargs: Any) -> list[dict]:
+    return clean_records(get_detection_dataset_dicts(*args, **kwargs))
+
+
+# In place of Detectron2's: they digest what other people's tools write.
+_OURS = {
+    get_detection_dataset_dicts: _clean_dataset_dicts,
+    COCOEvaluator: FastCOCOEvaluator,
+    LVISEvaluator: FastLVISEvaluator,
+}
 
 
 def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -322,6 +349,7 @@ def _as_yaml(cfg: DictConfig) -> CfgNode:
             set_key(view, key, value)
             view.MODEL.META_ARCHITECTURE = _ARCHITECTURES.get(key, view.MODEL.META_ARCHITECTURE)
     view.MODEL.WEIGHTS = as_birder_url(view.MODEL.WEIGHTS)
+    view.MODEL.KEYPOINT_ON = found["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] is not None
     if found["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
         view.MODEL.ROPE_VIT.CHECK_WEIGHTS = False  # they are another network's
     return view

@@ -12,7 +12,6 @@ from detectron2.evaluation import (
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
@@ -80,10 +79,10 @@ def check_evaluator(dataset_name: str) -> None:
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
             "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.3'"
         )
-    if kind == "lvis" and not is_installed() and not _lvis_works():
+    if kind == "lvis" and not is_installed():
         raise InputError(
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package "
-            "faster-coco-eval (lvis 0.5.3 does not run on NumPy 2); pip install faster-coco-eval"
+            "faster-coco-eval; pip install faster-coco-eval"
         )
 
 
@@ -127,9 +126,7 @@ def coco_panoptic_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> Da
 
 @EVALUATORS.register()
 def lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    if is_installed():
-        return FastLVISEvaluator(dataset_name, output_folder)
-    return LVISEvaluator(dataset_name, output_dir=output_folder)
+    return FastLVISEvaluator(dataset_name, output_dir=output_folder)
 
 
 @EVALUATORS.register()
@@ -145,10 +142,6 @@ def cityscapes_instance(cfg: CfgNode, dataset_name: str, output_folder: str) -> 
 @EVALUATORS.register()
 def cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     return CityscapesSemSegEvaluator(dataset_name)
-
-
-def _lvis_works() -> bool:
-    return importlib.util.find_spec("lvis") is not None and _numpy_is_below("2.0.0")
 
 
 def _numpy_is_below(version: str) -> bool:

@@ -30,17 +30,16 @@ from detectron2.evaluation import (
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
-from pycocotools.coco import COCO
 
+from ..data.coco_file import clean_mask, clean_records, complete_coco, to_rle
 from ..errors import InputError
 from .evaluators import EVALUATORS, read_labels
-from .fast import LVIS_MAX_DETECTIONS, complete_annotations
+from .fast import LVIS_MAX_DETECTIONS, as_api
 from .matching import match_images
 
 _PERFECT = 100 - 1e-6
 _MIN_IOU = 0.95  # the strictest threshold of COCO's AP
 _MAX_KEYPOINT_DETECTIONS = 20  # of an image, in COCO's keypoint AP
-_COCO_KEYPOINTS = 17
 # The metric of a task that is 100 where all is found.
 _SCORES = ("AP", "mIoU", "IoU", "PQ")
 
@@ -100,7 +99,7 @@ def _score(
 ) -> GroundTruthScore:
     make = dict(EVALUATORS).get(MetadataCatalog.get(name).get("evaluator_type", None))
     output = getattr(make, "perfect_output", None)
-    records = DatasetCatalog.get(name)
+    records = clean_records(DatasetCatalog.get(name))
     formats: list[_Format] = []
     if output is None:
         for part in getattr(evaluator, "_evaluators", [evaluator]):
@@ -179,7 +178,7 @@ class _Instances(_Format):
         objects = [each for record in self.records for each in _objects(record)]
         labelled = [each["keypoints"] for each in objects if _is_labelled(each)]
         self.is_scored = bool(objects) and self._predicts("pred_boxes", True)
-        self.masks = self._predicts("pred_masks", all("segmentation" in each for each in objects))
+        self.masks = self._predicts("pred_masks", any("segmentation" in each for each in objects))
         self.keypoints = self._predicts("pred_keypoints", True) * len(labelled[:1] and labelled[0])
 
     def _predicts(self, field: str, is_there: bool) -> bool:
@@ -217,36 +216,43 @@ class _Instances(_Format):
 class _COCO(_Instances):
     """LVIS's too."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.is_lvis = isinstance(self.evaluator, LVISEvaluator)
-        sigmas = len(getattr(self.evaluator, "_kpt_oks_sigmas", ())) or _COCO_KEYPOINTS
-        if self.keypoints not in (0, 3 * sigmas):
-            raise InputError(
-                f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values (where it is empty, COCO's), the "
-                f"objects of dataset {self.name!r} {self.keypoints // 3} keypoints; set one each"
-            )
+    def __init__(self, name: str, evaluator: Any, records: list[dict], *args: Any) -> None:
+        self.is_lvis = isinstance(evaluator, LVISEvaluator)
+        truth = evaluator._lvis_api if self.is_lvis else evaluator._coco_api
+        self.truth = complete_coco(truth.dataset, f"dataset {name!r}")
+        self._add_dropped(records)
+        super().__init__(name, evaluator, records, *args)
         self.is_scored &= self.evaluator._do_evaluation
         # Their pixels would take most of the time: the evaluators keep RLE.
         self.has_rle, self.masks = self.masks, False
+
+    def _add_dropped(self, records: list[dict]) -> None:
+        """Detectron2 leaves an object without a good part of its mask out, also of boxes."""
+        maskless: dict[int, list[dict]] = {}
+        for each in self.truth.get("annotations", ()):
+            if "segmentation" not in each and "keypoints" not in each:
+                maskless.setdefault(each["image_id"], []).append(each)
+        order = sorted(each["id"] for each in self.truth["categories"])
+        for record in records if maskless else ():
+            objects = record.get("annotations", [])
+            known = [[*each["bbox"]] for each in objects]
+            for each in maskless.get(record["image_id"], ()):
+                if each["bbox"] not in known:
+                    own = {"category_id": order.index(each["category_id"])}
+                    objects.append({**each, **own, "bbox_mode": BoxMode.XYWH_ABS})
+            record["annotations"] = objects
 
     def complete(self, record: dict) -> None:
         self._add_rle(record, self.evaluator._predictions[-1]["instances"])
 
     def _add_rle(self, record: dict, results: list[dict]) -> list[dict]:
+        size = (record["height"], record["width"])
         for each, result in zip(_objects(record) if self.has_rle else (), results, strict=False):
-            mask = _rle(each, record["height"], record["width"])
-            counts = mask["counts"]
-            text = counts.decode() if isinstance(counts, bytes) else counts
-            result["segmentation"] = {**mask, "counts": text}
+            mask = _rle(each, *size)
+            result["segmentation"] = clean_mask(mask)
         return results
 
     def missed(self, low: dict[str, float]) -> Iterator[str]:
-        truth = COCO()
-        truth.dataset = getattr(
-            self.evaluator, "_lvis_api" if self.is_lvis else "_coco_api"
-        ).dataset
-        complete_annotations(truth)
         mapping = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id", {})
         ids = {contiguous: own for own, contiguous in mapping.items()}
         found, files = [], {}
@@ -260,7 +266,12 @@ class _COCO(_Instances):
         for task in low:
             sigmas = getattr(self.evaluator, "_kpt_oks_sigmas", None)
             matches = match_images(
-                truth, found, min_score=0, iou=_MIN_IOU, task=task, keypoint_sigmas=sigmas
+                as_api(self.truth),
+                found,
+                min_score=0,
+                iou=_MIN_IOU,
+                task=task,
+                keypoint_sigmas=sigmas,
             )
             for image, each in (
                 (match.image["id"], each) for match in matches for each in match.missed
@@ -419,10 +430,9 @@ def _is_labelled(annotation: dict) -> bool:
 
 
 def _rle(annotation: dict, height: int, width: int) -> dict:
-    mask = annotation["segmentation"]
-    if isinstance(mask, list) or isinstance(mask["counts"], list):
-        mask = mask_util.frPyObjects(mask, height, width)
-    return mask_util.merge(mask) if isinstance(mask, list) else mask
+    """Empty where there is no mask."""
+    mask = clean_mask(annotation.get("segmentation"))
+    return to_rle(mask or {"size": [height, width], "counts": [height * width]}, (height, width))
 
 
 def _masks(objects: list[dict], height: int, width: int) -> torch.Tensor:

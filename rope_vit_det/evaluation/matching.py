@@ -1,14 +1,16 @@
 """Which detections are right, which are wrong, and what was missed, by COCO's own matching."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from .fast import as_apis, number
 
 _ALL_AREAS = [0, 1e10]
 _MANY = 100_000  # detections of an image and class: all
@@ -53,8 +55,7 @@ def match_images(
     """Matches detections to objects of their class, image by image, the worst images first.
 
     Args:
-        truth: with "iscrowd" and "area", and no id 0: see
-            :func:`~rope_vit_det.evaluation.fast.complete_annotations`.
+        truth: see :func:`~rope_vit_det.data.coco_file.complete_coco`.
         results: COCO results, of images and categories of `truth`.
         min_score: detections below are left out.
         iou: least overlap of a match.
@@ -66,14 +67,13 @@ def match_images(
     """
     matches = {number: ImageMatches(image) for number, image in truth.imgs.items()}
     results = [each for each in results if each["score"] >= min_score]
+    objects = truth.dataset["annotations"]
     for pair in _evaluate(truth, results, iou=iou, task=task, keypoint_sigmas=keypoint_sigmas):
-        image = matches[pair["image_id"]]
-        for number, partner, ignored in _detections(pair):
-            if not ignored:
-                (image.found if partner else image.false).append(results[number])
-        for number, partner, ignored in _objects(pair):
-            if not ignored and not partner:
-                image.missed.append(truth.anns[number])
+        for i, partner in pair.detections:
+            image = matches[results[i]["image_id"]]
+            (image.false if partner is None else image.found).append(results[i])
+        for i in pair.missed:
+            matches[objects[i]["image_id"]].missed.append(objects[i])
     return sorted(matches.values(), key=lambda each: (each.f1, -each.num_mistakes))
 
 
@@ -95,15 +95,26 @@ def confusion_matrix(
     none = len(rows)
     counts = np.zeros((none + 1, none + 1), np.int64)
     results = [each for each in results if each["score"] >= min_score]
+    objects = truth.dataset["annotations"]
     for pair in _evaluate(truth, results, iou=iou, task=task, use_categories=False):
-        for number, partner, ignored in _detections(pair):
-            if not ignored:
-                row = rows[truth.anns[partner]["category_id"]] if partner else none
-                counts[row, rows[results[number]["category_id"]]] += 1
-        for number, partner, ignored in _objects(pair):
-            if not ignored and not partner:
-                counts[rows[truth.anns[number]["category_id"]], none] += 1
+        for i, partner in pair.detections:
+            row = none if partner is None else rows[objects[partner]["category_id"]]
+            counts[row, rows[results[i]["category_id"]]] += 1
+        for i in pair.missed:
+            counts[rows[objects[i]["category_id"]], none] += 1
     return counts
+
+
+class _Pairs(NamedTuple):
+    """Of one image (and category), without what counts neither way; indices of what was given.
+
+    Attributes:
+        detections: the index of each, and that of its object, or None.
+        missed: objects.
+    """
+
+    detections: list[tuple[int, int | None]]
+    missed: list[int]
 
 
 def _evaluate(
@@ -114,14 +125,10 @@ def _evaluate(
     task: str,
     use_categories: bool = True,
     keypoint_sigmas: Sequence[float] | None = None,
-) -> list[dict[str, Any]]:
-    """COCOeval's matches of each image (and category)."""
-    # With a box, the area of a mask would be that of the box; loading changes what it is given.
-    dropped = {"bbox"} if task == "segm" else {"segmentation"}
-    copies = [{k: v for k, v in each.items() if k not in dropped} for each in results]
+) -> Iterator[_Pairs]:
+    numbered = number(truth.dataset, results, task, keypoint_sigmas)
     with redirect_stdout(io.StringIO()):
-        found = truth.loadRes(copies) if copies else _no_results(truth)
-        evaluation = COCOeval(truth, found, task)
+        evaluation = COCOeval(*as_apis(numbered), task)
         evaluation.params.iouThrs = np.array([iou])
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [_ALL_AREAS], ["all"]
         evaluation.params.maxDets = [_MANY]
@@ -129,23 +136,16 @@ def _evaluate(
         if keypoint_sigmas:
             evaluation.params.kpt_oks_sigmas = np.array(keypoint_sigmas)
         evaluation.evaluate()
-    return [each for each in evaluation.evalImgs if each is not None]
-
-
-def _no_results(truth: COCO) -> COCO:
-    empty = COCO()
-    empty.dataset = {**truth.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
-
-
-def _detections(pair: dict[str, Any]) -> list[tuple[int, int, bool]]:
-    """(index in the results, id of the object or 0, is ignored) of each detection."""
-    ids = (number - 1 for number in pair["dtIds"])  # loadRes numbers them from 1
-    return list(zip(ids, pair["dtMatches"][0].astype(int), pair["dtIgnore"][0], strict=True))
-
-
-def _objects(pair: dict[str, Any]) -> list[tuple[int, int, bool]]:
-    """(id, id of the detection or 0, is ignored) of each object."""
-    matches = pair["gtMatches"][0].astype(int)
-    return list(zip(pair["gtIds"], matches, pair["gtIgnore"].astype(bool), strict=True))
+    for each in filter(None, evaluation.evalImgs):
+        detections = zip(
+            each["dtIds"], each["dtMatches"][0].astype(int), each["dtIgnore"][0], strict=True
+        )
+        objects = zip(each["gtIds"], each["gtMatches"][0], each["gtIgnore"], strict=True)
+        yield _Pairs(
+            [
+                (numbered.kept[i - 1], partner - 1 if partner else None)
+                for i, partner, ignored in detections
+                if not ignored
+            ],
+            [i - 1 for i, partner, ignored in objects if not partner and not ignored],
+        )

@@ -1,16 +1,13 @@
 """AP of each class and size, and precision over recall."""
 
-import io
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from .fast import evaluate_fast, is_installed
+from .fast import evaluate
 
 MAX_DETECTIONS = [1, 10, 100]
 # The columns of Detectron2's tables: threshold (None: the mean over all) and area.
@@ -72,19 +69,7 @@ def class_precisions(
 def _precision(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> np.ndarray:
     if not results:
         return np.zeros((10, 101, len(truth.cats), 4))
-    if is_installed():
-        import faster_coco_eval
-
-        fast = faster_coco_eval.COCO(truth.dataset)
-        evaluated = evaluate_fast(fast, list(results), task, max_detections=MAX_DETECTIONS)
-    else:
-        with redirect_stdout(io.StringIO()):
-            copies = [{k: v for k, v in each.items() if k != "bbox"} for each in results]
-            found = truth.loadRes(copies if task == "segm" else [dict(each) for each in results])
-            evaluated = COCOeval(truth, found, task)
-            evaluated.params.maxDets = MAX_DETECTIONS
-            evaluated.evaluate()
-            evaluated.accumulate()
+    evaluated = evaluate(truth.dataset, results, task, max_detections=MAX_DETECTIONS)
     table = np.asarray(evaluated.eval["precision"], float)[..., -1]
     return np.where(table < 0, np.nan, table)
 

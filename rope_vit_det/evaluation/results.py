@@ -7,10 +7,10 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
-from ..data.coco_file import read_coco, read_json
+from ..data.coco_file import complete_coco, read_coco, read_json
 from ..data.demo.dataset import register_where_named
 from ..errors import InputError
-from .fast import complete_annotations
+from .fast import as_api
 
 
 def read_truth(json_file: str | os.PathLike) -> COCO:
@@ -22,13 +22,7 @@ def read_truth(json_file: str | os.PathLike) -> COCO:
     content = read_coco(json_file, needed=("images", "annotations", "categories"))
     if not content["images"]:
         raise InputError(f"{json_file} is an empty dataset: it has no image")
-    coco = COCO()
-    coco.dataset = content
-    try:
-        complete_annotations(coco)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{json_file} is not COCO instance annotation: {error!r}") from None
-    return coco
+    return as_api(complete_coco(content, json_file))
 
 
 def registered_files(name: str) -> tuple[str, str]:
@@ -74,25 +68,18 @@ def read_results(path: str | os.PathLike, truth: COCO) -> tuple[list[dict[str, A
 
 
 def find_task(results: Sequence[dict[str, Any]], truth: COCO) -> str:
-    """ "segm" where results and ground truth have masks, else "bbox"."""
-    both = (*results, *truth.dataset["annotations"])
-    return "segm" if all(each.get("segmentation") for each in both) else "bbox"
+    """ "segm" where the results have masks, and the ground truth has some, else "bbox"."""
+    has_masks = any("segmentation" in each for each in truth.dataset["annotations"])
+    return "segm" if has_masks and all(each.get("segmentation") for each in results) else "bbox"
 
 
 def restrict(truth: COCO, images: set[int]) -> COCO:
     """The ground truth of some images."""
     if images == set(truth.imgs):
         return truth
-    part = COCO()
-    part.dataset = {
-        **truth.dataset,
-        "images": [each for each in truth.dataset["images"] if each["id"] in images],
-        "annotations": [
-            each for each in truth.dataset["annotations"] if each["image_id"] in images
-        ],
-    }
-    complete_annotations(part)
-    return part
+    annotations = [each for each in truth.dataset["annotations"] if each["image_id"] in images]
+    listed = [each for each in truth.dataset["images"] if each["id"] in images]
+    return as_api({**truth.dataset, "images": listed, "annotations": annotations})
 
 
 def _check(path: str | os.PathLike, results: Any, truth: COCO) -> None:

@@ -11,8 +11,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 
+from rope_vit_det.errors import InputError
+from rope_vit_det.evaluation import fast
 from rope_vit_det.evaluation.fast import FastCOCOEvaluator, FastLVISEvaluator, class_table
 
 
@@ -161,3 +164,206 @@ def test_the_table_of_classes_skips_what_is_not_defined():
     table = class_table(["cat", "dog"], precision)
     words = [word.strip() for word in table.splitlines()[2].split("|")]
     assert words[1:5] == ["cat", "nan", "dog", "50.000"]
+
+
+CATEGORIES = (3, 7)
+POINTS = [20, 20, 2, 40, 30, 2, 60, 50, 1] + [0] * 42
+
+
+@pytest.fixture
+def content():
+    """Three images with an object of each class; every object of another size."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 200, "width": 300} for i in (1, 2, 3)]
+    objects = []
+    for image in images:
+        for category, left in zip(CATEGORIES, (10, 150), strict=True):
+            side = 20 * len(objects) + 24
+            right, bottom = left + side, 15 + side
+            objects.append(
+                {"id": len(objects) + 1, "image_id": image["id"], "category_id": category,
+                 "bbox": [left, 15, side, side], "area": side * side, "iscrowd": 0,
+                 "segmentation": [[left, 15, right, 15, right, bottom, left, bottom]]}
+            )  # fmt: skip
+    names = dict(zip(CATEGORIES, ("cat", "dog"), strict=True))
+    categories = [{"id": i, "name": name, "frequency": "f"} for i, name in names.items()]
+    return {"images": images, "annotations": objects, "categories": categories}
+
+
+@pytest.fixture
+def perfect_scores(tmp_path):
+    """Of what is the ground truth, but for masks that are given; and what AP says of it."""
+
+    def perfect_scores(kind, content, given=None, keypoints=False):
+        given = copy.deepcopy(given or content)
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        mapping = {number: i for i, number in enumerate(CATEGORIES)}
+        MetadataCatalog.get("given").set(
+            json_file=str(tmp_path / "truth.json"),
+            thing_classes=["cat", "dog"],
+            thing_dataset_id_to_contiguous_id=mapping,
+        )
+        per_image = {image["id"]: [] for image in given["images"]}
+        for each in given["annotations"]:
+            polygons = each["segmentation"]
+            rle = (
+                mask_util.merge(mask_util.frPyObjects(polygons, 200, 300))
+                if polygons
+                else mask_util.encode(np.zeros((200, 300), np.uint8, order="F"))
+            )
+            result = {
+                "image_id": each["image_id"], "category_id": mapping[each["category_id"]],
+                "bbox": each["bbox"], "score": 0.5 + 0.01 * len(per_image[each["image_id"]]),
+                "segmentation": {**rle, "counts": rle["counts"].decode()},
+            }  # fmt: skip
+            if keypoints:
+                result["keypoints"] = each.get("keypoints") or [*POINTS]
+                result["score"] -= 0.4 * ("keypoints" not in each)
+            per_image[each["image_id"]].append(result)
+        predictions = [{"image_id": i, "instances": each} for i, each in per_image.items()]
+        try:
+            return _scores(kind("given", output_dir=str(tmp_path / "out")), predictions)
+        finally:
+            MetadataCatalog.remove("given")
+
+    return perfect_scores
+
+
+def _ids_from_0(content):
+    for i, each in enumerate(content["annotations"]):
+        each["id"] = i
+
+
+def _negative_annotations(content):
+    for each in content["annotations"]:
+        each["id"] *= -1
+
+
+def _long_ids(content):
+    for each in content["annotations"]:
+        each["id"] += 9 * 10**17
+    for each in content["images"]:
+        each["id"] += 9 * 10**17
+    for each in content["annotations"]:
+        each["image_id"] += 9 * 10**17
+
+
+def _negative_images(content):
+    for each in content["images"]:
+        each["id"] *= -1
+    for each in content["annotations"]:
+        each["image_id"] *= -1
+
+
+def _float_sizes(content):
+    for each in content["images"]:
+        each |= {"width": 300.0, "height": 200.0}
+
+
+def _sparse(content):
+    for each in content["annotations"]:
+        del each["area"], each["iscrowd"]
+
+
+def _strange_parts(content):
+    content["annotations"][0]["segmentation"].insert(0, [5, 5])
+    content["annotations"][1]["segmentation"].insert(0, [5, 5, 90, 90])
+    content["annotations"][2]["segmentation"].append([])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _ids_from_0, _negative_annotations, _long_ids, _negative_images, _float_sizes, _sparse,
+        _strange_parts,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["COCO", "COCO without faster-coco-eval", "LVIS"])
+def test_perfect_predictions_score_100(kind, spoil, content, perfect_scores, monkeypatch):
+    if kind == "COCO without faster-coco-eval":
+        monkeypatch.setattr(fast, "is_installed", lambda: False)
+    good = copy.deepcopy(content)
+    spoil(content)
+    if spoil in (_long_ids, _negative_images):
+        good = content
+    scores = perfect_scores(
+        FastLVISEvaluator if kind == "LVIS" else FastCOCOEvaluator, content, good
+    )
+    for task in ("bbox", "segm"):
+        for metric in ("AP", "AP50", "APs", "APm", "APl"):
+            assert scores[task][metric] == pytest.approx(100), (task, metric)
+
+
+@pytest.mark.parametrize("kind", [FastCOCOEvaluator, FastLVISEvaluator])
+@pytest.mark.parametrize("mask", [None, [], [[]], [[5, 5]], [[5, 5, 90, 90]], "flat"])
+@pytest.mark.parametrize("predicted", ["on its box", "empty"])
+def test_an_object_without_a_mask_counts_for_boxes_alone(
+    kind, mask, predicted, content, perfect_scores
+):
+    good, first = copy.deepcopy(content), content["annotations"][0]
+    left, top, *_ = first["bbox"]
+    first["segmentation"] = [[left, top] * 3] if mask == "flat" else mask
+    if predicted == "empty":
+        good["annotations"][0]["segmentation"] = []
+    scores = perfect_scores(kind, content, good)
+    assert scores["bbox"]["AP"] == pytest.approx(100)
+    assert scores["segm"]["AP"] == pytest.approx(100)
+    # Away from its box, it is a false mask.
+    good["annotations"][0]["segmentation"] = [[200, 100, 250, 100, 250, 150, 200, 150]]
+    scores = perfect_scores(kind, content, good)
+    assert scores["bbox"]["AP"] == pytest.approx(100) and scores["segm"]["AP"] < 99
+
+
+@pytest.mark.parametrize("damage", ["missing", "strange", "one missing"])
+def test_lvis_without_frequencies_has_no_ap_of_them(content, perfect_scores, damage):
+    for category in content["categories"][: 1 if damage == "one missing" else 2]:
+        del category["frequency"]
+        if damage == "strange":
+            category["frequency"] = "often"
+    scores = perfect_scores(FastLVISEvaluator, content)["segm"]
+    assert set(scores) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert scores["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("spoil", ["nothing", "some without", "empty list", "class without"])
+def test_perfect_keypoints_score_100(content, perfect_scores, spoil, installed, monkeypatch):
+    monkeypatch.setattr(fast, "is_installed", lambda: installed)
+    for each in content["annotations"]:
+        each["keypoints"] = [*POINTS]  # without num_keypoints
+    if spoil in ("some without", "empty list"):
+        content["annotations"][0]["keypoints"] = []
+        if spoil == "some without":
+            del content["annotations"][0]["keypoints"]
+    if spoil == "class without":
+        content["annotations"] = content["annotations"][::2]
+    scores = perfect_scores(FastCOCOEvaluator, content, keypoints=True)
+    assert scores["keypoints"]["AP"] == pytest.approx(100)
+    assert scores["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_keypoints_of_another_number_are_named(content, perfect_scores):
+    for each in content["annotations"]:
+        each["keypoints"] = POINTS[:9]
+    with pytest.raises(InputError, match=r"KEYPOINT_OKS_SIGMAS has 17 values .* have 3 keypoints"):
+        perfect_scores(FastCOCOEvaluator, content, keypoints=True)
+
+
+@pytest.mark.parametrize("kind", [FastCOCOEvaluator, FastLVISEvaluator])
+def test_a_function_is_asked_at_every_evaluation(kind, tmp_path):
+    box = {"bbox": [10, 10, 50, 60], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    image = {"file_name": "a.jpg", "image_id": 1, "height": 100, "width": 100}
+    DatasetCatalog.register("labels", lambda: [{**image, "annotations": [dict(box)]}])
+    style = "lvis" if kind is FastLVISEvaluator else "coco"
+    MetadataCatalog.get("labels").set(thing_classes=["cat"], evaluator_type=style)
+    found = {"image_id": 1, "category_id": 0, "bbox": [10, 10, 40, 50], "score": 1.0}
+    try:
+        for wanted, left in ((100, 10), (0, 60), (100, 10)):
+            box["bbox"] = [left, 10, left + 40, 60]
+            evaluator = kind("labels", output_dir=str(tmp_path))
+            scores = _scores(evaluator, [{"image_id": 1, "instances": [found]}])
+            assert scores["bbox"]["AP"] == pytest.approx(wanted)
+            truth = json.loads((tmp_path / fast.TRUTH_FILE).read_text())
+            assert truth["annotations"][0]["bbox"][0] == left
+    finally:
+        DatasetCatalog.remove("labels")
+        MetadataCatalog.remove("labels")

@@ -12,7 +12,7 @@ from detectron2.data.catalog import Metadata
 
 from ...errors import InputError
 from ..classes import num_classes
-from ..coco_file import read_coco
+from ..coco_file import COCO_KEYPOINTS, read_coco
 from ..demo.dataset import is_demo_dataset
 from ..own import own_datasets
 from .dicts import inspect_dicts
@@ -135,6 +135,7 @@ def _check_coco(
         path,
         metadata.image_root,
         mask_format=_mask_format(cfg, is_test),
+        num_keypoints=_num_keypoints(cfg, scored=is_test),
         max_aspect=_max_aspect(cfg, is_test),
         is_test=is_test,
     )
@@ -173,6 +174,7 @@ def _check_dicts(
         name,
         classes if has_objects else None,
         mask_format=_mask_format(cfg, is_test),
+        num_keypoints=_num_keypoints(cfg, scored=for_coco),
         max_aspect=_max_aspect(cfg, is_test),
         is_test=is_test,
         for_coco=for_coco,
@@ -198,6 +200,25 @@ def _mask_format(cfg: CfgNode, is_test: bool) -> str | None:
     if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
         return "bitmask" if is_test else cfg.INPUT.MASK_FORMAT
     return None
+
+
+def _num_keypoints(cfg: CfgNode, *, scored: bool) -> int | None:
+    """How many keypoints an object must have for the model to learn them; None: it has none.
+
+    Args:
+        scored: by COCO's rules.
+    """
+    if not (cfg.MODEL.KEYPOINT_ON and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"):
+        return None
+    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
+    if scored and count != sigmas:
+        raise InputError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values (where it is empty, COCO's), "
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}; set one each, such as "
+            f"TEST.KEYPOINT_OKS_SIGMAS {str([0.05] * count).replace(' ', '')}"
+        )
+    return count
 
 
 def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:

@@ -24,6 +24,7 @@ def inspect_dicts(
     classes: Sequence[str] | None,
     *,
     mask_format: str | None = None,
+    num_keypoints: int | None = None,
     max_aspect: float | None = None,
     is_test: bool = False,
     for_coco: bool = False,
@@ -38,7 +39,7 @@ def inspect_dicts(
         records: in Detectron2's format; left as they are.
         name: of the dataset.
         classes: its thing_classes; None: any category will do.
-        mask_format, max_aspect, is_test: see :func:`~.inspection.inspect_coco`.
+        mask_format, num_keypoints, max_aspect, is_test: see :func:`~.inspection.inspect_coco`.
         for_coco: to be evaluated by COCO's rules, which find images by their ids and sizes.
         needs_objects: a detector is to learn from it.
     """
@@ -62,7 +63,8 @@ def inspect_dicts(
                 faults += [each for each in found if isinstance(each, Fault)]
         used = {c for c in (each.get("category_id") for each in annotations) if is_id(c)}
         known = enumerate(classes) if classes is not None else ((c, "") for c in used)
-        faults += inspect_annotations(annotations, images, dict(known), mask_format, is_test)
+        learned = (mask_format, num_keypoints)
+        faults += inspect_annotations(annotations, images, dict(known), learned, is_test)
     elif needs_objects:
         faults.append(Fault("no annotations", "'annotations'"))
     source = f"dataset {name!r}"

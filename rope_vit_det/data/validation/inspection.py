@@ -22,6 +22,7 @@ def inspect_coco(
     image_root: str | PathLike,
     *,
     mask_format: str | None = None,
+    num_keypoints: int | None = None,
     max_aspect: float | None = None,
     is_test: bool = False,
 ) -> Inspection:
@@ -33,6 +34,7 @@ def inspect_coco(
         json_file: where it comes from, for the messages.
         image_root: folder of the images; files at an address such as s3:// are not looked at.
         mask_format: INPUT.MASK_FORMAT where masks are learned.
+        num_keypoints: of an object, where keypoints are learned.
         max_aspect: the longer side over the shorter one from which on nothing is left of an image.
         is_test: nothing is learned from it.
     """
@@ -42,7 +44,8 @@ def inspect_coco(
         faults += inspect_files(list(images.values()), image_root, max_aspect)
     annotations = coco.get("annotations")
     if annotations is not None:
-        faults += inspect_annotations(annotations, images, categories, mask_format, is_test)
+        learned = (mask_format, num_keypoints)
+        faults += inspect_annotations(annotations, images, categories, learned, is_test)
     return summed_up(str(json_file), coco["images"], images, annotations, categories, faults)
 
 
@@ -169,7 +172,7 @@ def inspect_annotations(
     entries: Sequence[Any],
     images: dict[int, dict],
     categories: dict[int, str],
-    mask_format: str | None,
+    learned: tuple[str | None, int | None],
     is_test: bool,
 ) -> Iterator[Fault]:
     """The faults of annotations; see :func:`inspect_coco`.
@@ -178,12 +181,13 @@ def inspect_annotations(
         entries: of COCO's format.
         images: good entries, by id.
         categories: names by id.
+        learned: mask_format and num_keypoints.
     """
     seen: set[int] = set()
     used: set[int] = set()
     learnable = 0
     for number, entry in enumerate(entries):
-        faults = list(_inspect_annotation(number, entry, images, categories, mask_format))
+        faults = list(_inspect_annotation(number, entry, images, categories, *learned))
         yield from faults
         if any(fault.kind in ("malformed", "unknown image") for fault in faults):
             continue
@@ -208,6 +212,7 @@ def _inspect_annotation(
     images: dict[int, dict],
     categories: dict[int, str],
     mask_format: str | None,
+    num_keypoints: int | None,
 ) -> Iterator[Fault]:
     if not isinstance(entry, dict) or not is_id(entry.get("id")):
         yield Fault("malformed", f"entry {number} of 'annotations'", "without a whole 'id'")
@@ -233,6 +238,8 @@ def _inspect_annotation(
     points = entry.get("keypoints") or []
     if not isinstance(points, list) or len(points) % 3 or not all(map(is_number, points)):
         yield Fault("malformed", where, "keypoints are not a list of x, y, visibility")
+    elif num_keypoints and len(points) not in (0, 3 * num_keypoints):
+        yield Fault("keypoints", where, f"{len(points) // 3}, not {num_keypoints}")
 
 
 def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ...utils.arguments import is_number
+from ..coco_file import is_polygon
 from .faults import Fault
 
 # Characters of a compressed count that fit into pycocotools' 32 bits.
@@ -36,7 +37,7 @@ def inspect_mask(
     elif any(_is_far(part, image) for part in mask):
         yield Fault("malformed", where, "a polygon lies far outside the image")
     else:
-        good = [len(part) >= 6 and len(part) % 2 == 0 for part in mask]
+        good = [is_polygon(part) for part in mask]
         if not any(good):
             yield Fault("bad polygon", where)
         elif not all(good):
