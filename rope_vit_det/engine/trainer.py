@@ -1,7 +1,6 @@
 """Detectron2's default trainer with AdamW, layer decay, bf16 on any device, and evaluation."""
 
 import logging
-import os
 import weakref
 from collections import OrderedDict
 from typing import Any
@@ -23,7 +22,7 @@ from ..data.classes import dataset_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..data.workers import ShieldedLoader
 from ..distributed.launch import wrap_model
-from ..evaluation.evaluators import build_evaluator
+from ..evaluation.evaluators import build_evaluator, results_folder
 from ..solver.learning_rates import learning_rate_table
 from ..solver.optimizers import build_optimizer
 from .hooks import EMA, BestCheckpointer, Checkpoints, EventHistory, PeakMemory, StopTraining
@@ -140,8 +139,10 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         Returns:
             The results, with "_TTA" behind the name of each task.
         """
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = [
+            cls.build_evaluator(cfg, name, results_folder(cfg, name, "inference_TTA"))
+            for name in cfg.DATASETS.TEST
+        ]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((task + "_TTA", result) for task, result in results.items())
 

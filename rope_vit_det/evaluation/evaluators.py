@@ -86,17 +86,25 @@ def check_evaluator(dataset_name: str) -> None:
         )
 
 
+def results_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") -> str:
+    """Where the results of a dataset lie: of several, each has a folder of its own in it."""
+    folder = os.path.join(cfg.OUTPUT_DIR, kind)
+    if len(cfg.DATASETS.TEST) < 2:
+        return folder
+    return os.path.join(folder, dataset_name.replace("/", "_"))
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") -> DatasetEvaluator:
     """Chooses by the dataset's `evaluator_type`, as Detectron2's `tools/train_net.py` does.
 
     Args:
-        output_folder: for result files; "": `OUTPUT_DIR/inference`.
+        output_folder: for result files; "": that of :func:`results_folder`.
 
     Raises:
         InputError: see :func:`check_evaluator`.
     """
     check_evaluator(dataset_name)
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    folder = output_folder or results_folder(cfg, dataset_name)
     kind = MetadataCatalog.get(dataset_name).evaluator_type
     return EVALUATORS.get(kind)(cfg, dataset_name, folder)
 

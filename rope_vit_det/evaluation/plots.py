@@ -59,8 +59,9 @@ def draw_losses(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
 def draw_precisions(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     """Every AP over the iterations."""
     for key in sorted({key for row in rows for key in row if key.rpartition("/")[2] == "AP"}):
-        task = key.rpartition("/")[0]
-        axes.plot(*_series(rows, key), marker="o", label={"bbox": "box", "segm": "mask"}.get(task))
+        *dataset, task = key.split("/")[:-1]  # of several datasets
+        label = " ".join(["/".join(dataset), {"bbox": "box", "segm": "mask"}.get(task, task)])
+        axes.plot(*_series(rows, key), marker="o", label=label.strip())
     _finish(axes, "AP (IoU 0.50:0.95) on held-out images")
 
 

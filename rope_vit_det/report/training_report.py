@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from jinja2 import Template
 from PIL import Image
 from pycocotools.coco import COCO
@@ -22,6 +23,8 @@ from ..config.run_config import read_run_config
 from ..data.own import register_own_data
 from ..engine.run_folder import RECORD_FILE
 from ..errors import InputError
+from ..evaluation.evaluators import results_folder
+from ..evaluation.fast import TRUTH_FILE
 from ..evaluation.matching import ImageMatches, confusion_matrix, match_images
 from ..evaluation.plots import draw_losses, draw_precisions, read_metrics
 from ..evaluation.precision import METRICS, class_precisions
@@ -30,7 +33,7 @@ from ..utils.atomic_files import new_file
 from ..visualization.worst_images import draw_images
 from .charts import MAX_CLASSES, chart, draw_confusion, draw_precision_over_recall
 
-RESULTS = Path("inference", "coco_instances_results.json")
+RESULTS = "coco_instances_results.json"
 _MIN_SCORE, _IOU = 0.5, 0.5  # of the confusion and the pictures
 _NUM_WORST, _NUM_BEST = 6, 3
 _MAX_CONFUSIONS = 10
@@ -65,7 +68,7 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
         title=f"{folder.resolve().name}: training report",
         facts=_run_facts(cfg, folder, rows),
         curves=_curves(rows),
-        evaluation=_evaluation(cfg, folder),
+        evaluations=_evaluations(cfg, folder),
         config=file.read_text("utf-8"),
         results_file=RESULTS,
         min_score=_MIN_SCORE,
@@ -135,18 +138,25 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
     return curves
 
 
-def _evaluation(cfg: CfgNode, folder: Path) -> dict[str, Any]:
-    """What the template shows of the results; nothing where there are none."""
-    file = folder / RESULTS
-    if not file.is_file():
-        return {}
-    if not cfg.DATASETS.TEST:
-        raise InputError(f"{file} is there, but DATASETS.TEST of the config is empty")
+def _evaluations(cfg: CfgNode, folder: Path) -> dict[str, dict[str, Any]]:
+    """What the template shows of the results of each dataset; nothing where there are none."""
     register_own_data(cfg)
-    # Of several datasets, Detectron2 leaves the results of the last.
-    json_file, images = registered_files(cfg.DATASETS.TEST[-1])
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)  # the folder may have been moved
+    return {name: _evaluation(name, Path(results_folder(cfg, name))) for name in cfg.DATASETS.TEST}
+
+
+def _evaluation(name: str, folder: Path) -> dict[str, Any]:
+    if not (folder / RESULTS).is_file():
+        return {}
+    own_truth = folder / TRUTH_FILE
+    if own_truth.is_file() and MetadataCatalog.get(name).get("json_file", None) is None:
+        json_file, images = own_truth, ""
+    else:
+        json_file, images = registered_files(name)
     truth = read_truth(json_file)
-    results, _ = read_results(file, truth)
+    results, _ = read_results(folder / RESULTS, truth)
     task = find_task(results, truth)
     # Before the matching, which turns polygons into bitmaps.
     tasks = {"bbox": "boxes", "segm": "masks"} if task == "segm" else {"bbox": "boxes"}

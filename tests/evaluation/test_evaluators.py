@@ -6,7 +6,7 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, Se
 
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation import evaluators
-from rope_vit_det.evaluation.evaluators import build_evaluator, check_evaluator
+from rope_vit_det.evaluation.evaluators import build_evaluator, check_evaluator, results_folder
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,11 @@ def test_what_a_missing_package_keeps_from_being_evaluated(dataset, package, mon
     with pytest.raises(InputError, match=rf"{dataset}.*{package}"):
         check_evaluator(dataset)
     check_evaluator("coco_2017_val")
+
+
+def test_of_several_test_sets_each_has_a_folder(detector_cfg):
+    detector_cfg.OUTPUT_DIR, detector_cfg.DATASETS.TEST = "out", ("one",)
+    assert results_folder(detector_cfg, "one") == "out/inference"
+    detector_cfg.DATASETS.TEST = ("one", "far/two")
+    assert results_folder(detector_cfg, "one") == "out/inference/one"
+    assert results_folder(detector_cfg, "far/two", "inference_TTA") == "out/inference_TTA/far_two"

@@ -12,6 +12,7 @@ def test_curves_show_every_loss_and_ap(tmp_path, monkeypatch):
         {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_mask": 0.5, "lr": 0.1} for i in range(5)
     ]
     rows += [{"iteration": 4, "bbox/AP": 40.0, "segm/AP": 36.0, "bbox/AP-disc": 50.0}]
+    rows += [{"iteration": 4, "far/two/bbox/AP": 30.0}]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)) + "\n")
     drawn = []
     from matplotlib.axes import Axes
@@ -28,7 +29,8 @@ def test_curves_show_every_loss_and_ap(tmp_path, monkeypatch):
     assert ("total loss", [2.0 / (i + 1) for i in range(5)]) in drawn
     assert ("loss mask", [0.5] * 5) in drawn
     assert ("box", [40.0]) in drawn and ("mask", [36.0]) in drawn
-    assert len(drawn) == 4
+    assert ("far/two box", [30.0]) in drawn
+    assert len(drawn) == 5
 
 
 def test_curves_of_a_run_without_evaluation(tmp_path):

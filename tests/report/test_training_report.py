@@ -217,3 +217,32 @@ def test_a_folder_that_is_no_whole_run_is_refused(run_folder, tmp_path, damage, 
         write_report(folder)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*report.html*"))
+
+
+def test_every_test_set_is_named_and_shown(run_folder, known_results, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("*.pth", "report.html"))
+    config = (folder / "config.yaml").read_text()
+    names = ["own_val", "by a function", "not evaluated"]
+    lists = "".join(f"\n  - {name}" for name in names)
+    (folder / "config.yaml").write_text(config.replace("TEST:\n  - own_val", f"TEST:{lists}"))
+    for name in names[:2]:
+        (folder / "inference" / name).mkdir()
+        shutil.copy(known_results.results_file, folder / "inference" / name)
+    # What the evaluation of a function's dicts leaves; one object fewer is a false detection more.
+    content = json.loads(known_results.json_file.read_text())
+    for image in content["images"]:
+        image["file_name"] = str(known_results.images / image["file_name"])
+    content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]][1:]
+    (folder / "inference" / names[1] / "ground_truth.json").write_text(json.dumps(content))
+    page = Page(write_report(folder).read_text())
+    words = " ".join(page.text)
+    assert all(f"Evaluation on {name}" in words for name in names)
+    assert words.count("There are no results") == 1 and words.count("Confusion") == 2
+    truth = read_truth(known_results.json_file)
+    results, _ = read_results(known_results.results_file, truth)
+    for each in (truth, read_truth(folder / "inference" / names[1] / "ground_truth.json")):
+        whole = class_precisions(each, results, "segm")[0]
+        values = map(whole.values.get, METRICS)
+        cells = ["–" if np.isnan(v) else f"{v:.1f}" for v in values]
+        assert any(row[1:7] == cells for row in page.rows)

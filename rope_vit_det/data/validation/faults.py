@@ -28,7 +28,7 @@ _OTHERS = {
     "zero area": "objects of zero area (not learned from)",
     "outside": "boxes wholly outside their image (not learned from)",
     "partly outside": "boxes partly outside their image (cut off at its edge)",
-    "bad polygon": "masks without a polygon of three points (not used; evaluated by their box)",
+    "bad polygon": "masks without a polygon of three points (not used)",
     "bad part": "parts of a mask that are no polygon of three points (left out)",
     "same file": "image entries that name a file again",
     "same name": "categories that bear another one's name",
