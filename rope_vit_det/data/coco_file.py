@@ -103,8 +103,8 @@ def complete_coco(content: Mapping[str, Any], source: str | os.PathLike) -> dict
 def clean_records(records: Iterable[dict], *, with_masks: bool = False) -> list[dict]:
     """Dataset dicts as Detectron2's mappers and networks need them; those given stay as they are.
 
-    Sizes and image ids are whole numbers; masks are cleaned, see :func:`clean_mask`; beside objects
-    with keypoints, one without any has as many that are not labelled.
+    Sizes and image ids are whole numbers, boxes lists; masks are cleaned, see :func:`clean_mask`;
+    beside objects with keypoints, one without any has as many that are not labelled.
 
     Args:
         with_masks: leave out objects whose "segmentation" holds no mask, as Detectron2 does when it
@@ -215,6 +215,8 @@ def _complete(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str,
 
 def _clean(annotation: Mapping[str, Any], num_values: int) -> dict[str, Any]:
     done = dict(annotation)
+    if isinstance(done.get("bbox"), np.ndarray):  # which Detectron2's BoxMode does not take alone
+        done["bbox"] = done["bbox"].tolist()
     if "segmentation" in done:
         done["segmentation"] = clean_mask(done["segmentation"])
     if num_values:

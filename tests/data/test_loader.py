@@ -12,7 +12,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.data.loader import build_train_loader
+from rope_vit_det.data.loader import build_seeded_loader, build_train_loader
 
 
 @pytest.fixture
@@ -107,3 +107,28 @@ def test_another_seed_gives_another_order_and_other_sizes(cfg):
     assert ids[0] != ids[1]
     sizes = {tuple(x["image"].shape) for batch in first for x in batch}
     assert len(sizes) > 3  # augmentation is not the same for all
+
+
+def test_other_peoples_dicts_are_cleaned():
+    def record(*objects):
+        boxes = {"bbox": [1, 2, 30, 40], "bbox_mode": 0, "category_id": 0}
+        objects = [{**boxes, **each} for each in objects]
+        return {"file_name": "a.jpg", "image_id": 1, "height": 60.0, "annotations": objects}
+
+    def mapper(record):
+        return record
+
+    square = [1.0, 2.0, 30.0, 2.0, 30.0, 40.0, 1.0, 40.0]
+    records = [
+        record({"segmentation": [[5, 5]], "keypoints": []}, {"segmentation": [[5, 5], square]}),
+        record({"segmentation": [square], "keypoints": [3, 4, 2]}),
+    ]
+    for with_masks, count in ((True, 1), (False, 2)):
+        mapper.use_instance_mask = with_masks
+        loader = build_seeded_loader(records, mapper=mapper, total_batch_size=2, seed=0)
+        for sample in next(iter(loader)):
+            assert repr(sample["height"]) == "60"
+            given = sample["annotations"]
+            if len(given) == count:  # of the first, with an object that has no mask
+                assert given[-1]["segmentation"] == [square]
+                assert all(each["keypoints"] in ([0, 0, 0], [3, 4, 2]) for each in given)

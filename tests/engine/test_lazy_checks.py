@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
@@ -14,6 +15,7 @@ from stand_in import cut_down_lazy
 from rope_vit_det.engine import lazy
 from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy_config
 from rope_vit_det.errors import InputError
+from rope_vit_det.evaluation.fast import FastCOCOEvaluator
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"
@@ -121,3 +123,10 @@ def test_birders_weights_arrive(stand_in, birder_file, tmp_path):
     net = build_trainer(cfg).model.backbone.net
     for name, weight in net.state_dict().items():
         assert torch.equal(weight, oracle.state_dict()[name]), name
+
+
+def test_detectron2s_evaluator_is_replaced_by_the_one_that_completes_ground_truth(load):
+    cfg = load(MASK_RCNN, "dataloader.evaluator.output_dir=out")
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    assert type(evaluator) is FastCOCOEvaluator and evaluator._output_dir == "out"
+    assert len(instantiate(cfg.dataloader.test)) == 4

@@ -82,6 +82,16 @@ def test_an_empty_box_is_missed_but_its_mask_found(score, coco):
     assert set(boxes.results) == {"bbox"}
 
 
+@pytest.mark.parametrize("mask", [[[5, 5]], [[]], [[5, 5, 9, 9]], [[10, 15] * 3]])
+def test_an_object_without_a_mask_is_found_by_its_box(score, coco, mask):
+    coco.objects[3]["segmentation"] = mask
+    answer = score(coco.register)
+    assert {task: round(each["AP"], 6) for task, each in answer.results.items()} == {
+        "bbox": 100, "segm": 100,
+    }  # fmt: skip
+    assert answer[1:] == ([], [], True)
+
+
 def score_again(score, coco, fields):
     DatasetCatalog.remove("truth")
     return score(lambda: register_again(coco), fields=fields)

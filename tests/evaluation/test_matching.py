@@ -111,3 +111,36 @@ def test_an_empty_dataset_is_refused(tmp_path):
     file.write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(InputError, match=r"empty\.json is an empty dataset"):
         read_truth(file)
+
+
+def test_ids_and_masks_of_other_peoples_files_are_matched(known_results, tmp_path):
+    """As well as those of a good file, but for the object whose mask is gone."""
+    content = json.loads(known_results.json_file.read_text())
+    found = json.loads(known_results.results_file.read_text())
+    for each in content["images"]:
+        each |= {"id": -each["id"], "width": float(each["width"])}
+    for i, each in enumerate(content["annotations"]):
+        each |= {"id": 9 * 10**17 + i, "image_id": -each["image_id"]}
+    for each in found:
+        each["image_id"] *= -1
+    number = min(known_results.counts, key=lambda i: known_results.counts[i][1:])
+    spoilt = next(
+        a for a in content["annotations"] if a["image_id"] == -number and not a["iscrowd"]
+    )
+    spoilt["segmentation"] = [[5, 5]]
+    empty = {"size": [2, 2], "counts": "4"}
+    found.append({**found[0], "segmentation": empty, "image_id": -number})
+    for name, value in (("truth", content), ("found", found)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    truth = read_truth(tmp_path / "truth.json")
+    results, _ = read_results(tmp_path / "found.json", truth)
+    assert find_task(results, truth) == "segm"
+    matches = match_images(truth, results, **OPTIONS)
+    counts = {-m.image["id"]: (len(m.found), len(m.false), len(m.missed)) for m in matches}
+    good = known_results.counts
+    assert counts == good | {number: (good[number][0] - 1, *good[number][1:])}
+    assert confusion_matrix(truth, results, **OPTIONS)[:-1].sum() == sum(
+        not each["iscrowd"] and each is not spoilt for each in content["annotations"]
+    )
+    by_box = match_images(truth, results[:-1], **OPTIONS | {"task": "bbox"})
+    assert sum(len(each.found) for each in by_box) == sum(each[0] for each in good.values())

@@ -163,3 +163,24 @@ def test_images_turned_by_exif_have_the_size_that_detectron2_reads(good, tmp_pat
     coco["annotations"] = []
     kinds = [f.kind for f in _faults(coco, path, tmp_path)]
     assert "other size" not in kinds and (width, height) == (20, 30)
+
+
+def test_keypoints_of_another_number_than_the_models(good):
+    coco, path, root = good
+    coco = copy.deepcopy(coco)
+    for each, count in zip(coco["annotations"], (17, 0, 5), strict=False):
+        each["keypoints"] = [1, 1, 2] * count
+    assert not _faults(coco, path, root)
+    (fault,) = _faults(coco, path, root, num_keypoints=17)
+    assert fault.is_fatal and fault.kind == "keypoints" and fault.detail == "5, not 17"
+    assert f"annotation {coco['annotations'][2]['id']}" in fault.where
+
+
+def test_whole_sizes_written_as_96_0_are_none(good):
+    coco, path, root = good
+    coco = copy.deepcopy(coco)
+    for image in coco["images"]:
+        image["width"] = float(image["width"])
+    assert not _faults(coco, path, root)
+    coco["images"][0]["width"] += 0.5
+    assert [fault.kind for fault in _faults(coco, path, root)] == ["other size"]
