@@ -35,8 +35,8 @@ def registered_files(name: str) -> tuple[str, str]:
     if name not in DatasetCatalog.list():
         raise InputError(f"no dataset is registered as {name!r}; or name its JSON and images")
     metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type", None) != "coco":
-        raise InputError(f"dataset {name!r} is not in COCO's format")
+    if metadata.get("evaluator_type", None) != "coco" or not metadata.get("json_file", None):
+        raise InputError(f"dataset {name!r} is no file in COCO's format")
     return metadata.json_file, metadata.image_root
 
 
