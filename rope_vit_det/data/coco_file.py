@@ -134,13 +134,11 @@ def clean_mask(mask: Any) -> list[list[float]] | dict[str, Any] | None:
     """What can be used of a mask; it stays as it is.
 
     Args:
-        mask: polygons, RLE or an array (H, W).
+        mask: polygons or RLE.
 
     Returns:
         The polygons of three points or more, or compressed RLE, fit for JSON; None: nothing can be.
     """
-    if isinstance(mask, np.ndarray) and mask.ndim == 2:
-        mask = mask_util.encode(np.asfortranarray(mask > 0, np.uint8))
     if mask is None or not len(mask):
         return None
     if isinstance(mask, Mapping):

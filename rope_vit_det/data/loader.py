@@ -116,20 +116,12 @@ class SeededDataset(Dataset):
         seed_all(self.seed, Purpose.SAMPLE, position)
         # As Detectron2's MapDataset, another sample where the mapper gives none.
         for _ in range(_TRIES):
-            sample = self.mapper(_with_plain_boxes(self.dataset[index]))
+            sample = self.mapper(self.dataset[index])
             if sample is not None:
                 return sample
             logger.warning("The mapper gives no sample for %s", self.dataset[index]["file_name"])
             index = random.randrange(len(self))
         raise RuntimeError(f"the mapper gave no sample {_TRIES} times in a row")
-
-
-def _with_plain_boxes(record: dict) -> dict:
-    """Boxes that are arrays as lists, in place: Detectron2's BoxMode takes no single array."""
-    for annotation in record.get("annotations", ()):
-        if hasattr(annotation.get("bbox"), "tolist"):
-            annotation["bbox"] = annotation["bbox"].tolist()
-    return record
 
 
 def build_train_loader(
