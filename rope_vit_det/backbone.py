@@ -159,11 +159,7 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
 
 
 def create_backbone(
-    name: str,
-    *,
-    patch_stride: int = PYRAMID_STRIDE,
-    freeze_blocks: int = 0,
-    **kwargs: Any,
+    name: str, *, patch_stride: int = PYRAMID_STRIDE, freeze_blocks: int = 0, **kwargs: Any
 ) -> RoPEViTBackbone:
     """A named network as a backbone, from explicit arguments: what MODEL.ROPE_VIT stands for.
 

@@ -95,8 +95,7 @@ def test_every_command_is_tried_here_or_elsewhere(document):
 
 
 @pytest.mark.parametrize(
-    "command",
-    [pytest.param(c, id=f"{d.stem}: {c.text[:90]}") for d, c in ENTRIES if is_built(c)],
+    "command", [pytest.param(c, id=f"{d.stem}: {c.text[:90]}") for d, c in ENTRIES if is_built(c)]
 )
 def test_commands_for_gpus_parse_and_their_configs_build(command, monkeypatch):
     monkeypatch.chdir(ROOT)

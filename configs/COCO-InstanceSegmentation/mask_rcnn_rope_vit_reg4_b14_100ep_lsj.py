@@ -18,9 +18,7 @@ model.pixel_mean, model.pixel_std, model.input_format = pixels.mean, pixels.std,
 train.max_iter = 184375
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
-        values=[1.0, 0.1, 0.01],
-        milestones=[163889, 177546],
-        num_updates=train.max_iter,
+        values=[1.0, 0.1, 0.01], milestones=[163889, 177546], num_updates=train.max_iter
     ),
     warmup_length=250 / train.max_iter,
     warmup_factor=0.001,

@@ -19,5 +19,5 @@ dataloader.train.mapper.augmentations = [
 dataloader.train.mapper.recompute_boxes = True
 dataloader.train.total_batch_size = 64
 dataloader.test.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=image_size, max_size=image_size),
+    L(T.ResizeShortestEdge)(short_edge_length=image_size, max_size=image_size)
 ]

@@ -56,10 +56,7 @@ def class_precisions(
     )
     each = [
         ClassPrecision(
-            truth.cats[number]["name"],
-            _values(table[:, :, [i]]),
-            table[:, :, i, 0],
-            counts[number],
+            truth.cats[number]["name"], _values(table[:, :, [i]]), table[:, :, i, 0], counts[number]
         )
         for i, number in enumerate(ids)
     ]

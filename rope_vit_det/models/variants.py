@@ -55,11 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         patch_size=14, **_MEDIUM, class_token=False, mlp_layer="SwiGLU"
     ),
     "rope_vit_reg8_b14_nps_avg": dict(
-        patch_size=14,
-        **_BASE,
-        num_reg_tokens=8,
-        class_token=False,
-        pos_embed_special_tokens=False,
+        patch_size=14, **_BASE, num_reg_tokens=8, class_token=False, pos_embed_special_tokens=False
     ),
     "rope_vit_reg8_so150m_p14_swiglu_rms_avg": dict(
         patch_size=14,

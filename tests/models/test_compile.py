@@ -125,8 +125,7 @@ def assert_same_gradients(model, eager, *, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(
-    ("window", "checkpointing"),
-    [pytest.param(0, False, marks=pytest.mark.slow), (4, True)],
+    ("window", "checkpointing"), [pytest.param(0, False, marks=pytest.mark.slow), (4, True)]
 )
 def test_gradients_are_the_eager_ones(quick_compiler, window, checkpointing):
     model, eager = pair(window_size=window, activation_checkpoint=checkpointing)
