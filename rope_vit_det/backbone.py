@@ -48,7 +48,8 @@ class RoPEViTBackbone(RoPEViT, Backbone):
         # What the config says that weights should agree with; None: there is none, or no wish to.
         self.settings: dict[str, Any] | None = None
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    # A backbone's output in place of the logits.
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """See :meth:`RoPEViT.detection_features`."""
         return self.detection_features(x)
 
@@ -103,7 +104,8 @@ class RoPEViTNeck(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to {"neck": (N, hidden_dim, H / stride, W / stride)}."""
-        return self.net(x)
+        net: nn.Module = self.net
+        return net(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return FeatureShapes(self.net.output_shape())
@@ -134,6 +136,8 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
                 level's number, such as res2 and res5; without a top block. None: all, p2 and so on.
         """
         super().__init__(*args, **kwargs)
+        self._out_features: list[str]
+        self.stages: list[nn.Module]
         if out_features is None:
             return
         wanted = {f"p{name[-1]}": name for name in out_features}
@@ -175,6 +179,7 @@ def create_backbone(
         ValueError: for an unknown name or a wrong value.
     """
     net = create_model(name, patch_stride=patch_stride, cls=RoPEViTBackbone, **kwargs)
+    assert isinstance(net, RoPEViTBackbone)
     net.freeze(freeze_blocks)
     return net
 

@@ -149,7 +149,8 @@ def _features_set(cfg: CfgNode) -> dict[str, list[str]]:
     Detectron2's own sections are in every config, whoever reads them. Those of necks (FPN, BIFPN)
     read the backbone that ours replaces.
     """
-    defaults, wanted = get_cfg().MODEL, {}
+    defaults = get_cfg().MODEL
+    wanted: dict[str, list[str]] = {}
     for section, keys in cfg.MODEL.items():
         if isinstance(keys, CfgNode) and not section.upper().endswith("FPN"):
             levels = {key: value for key, value in keys.items() if key.endswith("IN_FEATURES")}

@@ -293,7 +293,7 @@ def _named_as(model: nn.Module, weights: Any) -> Any:
     renamed = OrderedDict((names[name], value) for name, value in weights.items())
     metadata = getattr(weights, "_metadata", {})
     places = {f"{name}.".replace(COMPILED, "")[:-1]: each for name, each in metadata.items()}
-    renamed._metadata = OrderedDict(metadata | places)
+    vars(renamed)["_metadata"] = OrderedDict(metadata | places)
     return renamed
 
 

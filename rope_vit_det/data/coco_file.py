@@ -87,7 +87,9 @@ def complete_coco(content: Mapping[str, Any], source: str | os.PathLike) -> dict
     """
     try:
         images = [_with_whole_numbers(each) for each in content["images"]]
-        sizes = {each["id"]: (each.get("height"), each.get("width")) for each in images}
+        sizes: dict[Any, tuple[Any, Any]] = {
+            each["id"]: (each.get("height"), each.get("width")) for each in images
+        }
         done = {**content, "images": images}
         if "annotations" in content:
             done["annotations"] = [
@@ -111,8 +113,8 @@ def clean_records(records: Iterable[dict], *, with_masks: bool = False) -> list[
             reads COCO's format.
     """
     records = list(records)
-    objects = (each for record in records for each in record.get("annotations", ()))
-    num_values = next((len(points) for each in objects if (points := _keypoints(each))), 0)
+    every = (each for record in records for each in record.get("annotations", ()))
+    num_values = next((len(points) for each in every if (points := _keypoints(each))), 0)
     cleaned = []
     for record in records:
         record = _with_whole_numbers(record)
@@ -172,7 +174,8 @@ def _as_coco(name: str) -> dict[str, Any]:
         raise InputError(
             f"dataset {name!r} has no class names; set thing_classes in its MetadataCatalog entry"
         )
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for record in clean_records(DatasetCatalog.get(name)):
         keys = ("file_name", "height", "width")
         images.append({"id": record["image_id"], **{k: record[k] for k in keys if k in record}})

@@ -137,8 +137,9 @@ def _check_sizes(images: Sequence[str], folder: Path, is_voc: bool) -> Iterator[
 
 def _voc_size(file: Path) -> tuple[int, int] | None:
     """Width and height that a VOC file is for; some tools write none, or 0."""
-    with suppress(TypeError, ValueError):
-        size = [int(float(parse(file).findtext(f"size/{side}"))) for side in ("width", "height")]
+    with suppress(ValueError):
+        sides = [parse(file).findtext(f"size/{side}") or "0" for side in ("width", "height")]
+        size = [int(float(side)) for side in sides]
         return (size[0], size[1]) if all(size) else None
     return None
 

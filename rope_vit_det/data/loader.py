@@ -76,7 +76,7 @@ class MicroBatchSampler(Sampler[list[_Where]]):
     def _from_the_beginning(self) -> Iterator[list[_Where]]:
         stream = self._own_part()
         filling = defaultdict(list)
-        whole = {slot: deque() for slot in self.slots}
+        whole: dict[int, deque[list[_Where]]] = {slot: deque() for slot in self.slots}
         while True:
             for slot in self.slots:
                 while not whole[slot]:
@@ -109,7 +109,7 @@ class SeededDataset(Dataset):
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset does not promise it
 
     def __getitem__(self, where: _Where) -> dict:
         position, index = where

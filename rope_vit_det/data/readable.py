@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 class ReadableMapper:
     """A mapper of Detectron2's that names the image which it cannot read."""
 
-    def __init__(self, mapper: Callable[[dict], dict]) -> None:
+    def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
         self.mapper = mapper
 
-    def __call__(self, record: dict) -> dict:
+    def __call__(self, record: dict) -> dict | None:
         """See :class:`detectron2.data.DatasetMapper`.
 
         Raises:

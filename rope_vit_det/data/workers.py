@@ -60,6 +60,7 @@ def _ignore_signals(worker_id: int) -> None:
 def _wait_for_the_parents() -> None:
     # Not os.getppid(): the parent may be dead already.
     parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
     # Under forkserver the system's parent is the server. Elsewhere its pid is the better sign: what
     # `is_alive` waits for to close is inherited by workers that were forked later.
     by_server = getattr(multiprocessing.current_process(), "_start_method", "") == "forkserver"

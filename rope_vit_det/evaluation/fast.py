@@ -400,9 +400,9 @@ def _best_of_each_image(results: list[dict], most: int) -> list[dict]:
     return list(itertools.chain(*best))
 
 
-def _write(results: list[dict], folder: str | None, name: str) -> None:
+def _write(content: Any, folder: str | None, name: str) -> None:
     if folder:
         path = os.path.join(folder, name)
         logger.info("Saving results to %s", path)
         with PathManager.open(path, "w") as file:
-            file.write(json.dumps(results))
+            file.write(json.dumps(content))

@@ -205,7 +205,7 @@ class _Instances(_Format):
                 for each, (x1, y1, x2, y2) in zip(objects, boxes, strict=True)
             ]
             instances.pred_keypoints = torch.tensor(points).float().reshape(len(objects), -1, 3)
-            instances.scores -= 0.5 * ~torch.tensor([*map(_is_labelled, objects)], dtype=bool)
+            instances.scores -= 0.5 * ~torch.tensor([*map(_is_labelled, objects)], dtype=torch.bool)
         return {"instances": instances}
 
     def notes(self, low: dict[str, float]) -> Iterator[str]:
@@ -282,13 +282,14 @@ class _COCO(_Instances):
 
     def notes(self, low: dict[str, float]) -> Iterator[str]:
         yield from super().notes(low)
-        counts, labelled = Counter(), Counter()
+        counts: Counter[Any] = Counter()
+        labelled: Counter[Any] = Counter()
         for record in self.records:
             for each in _objects(record):
                 key = (record["image_id"], None if self.is_lvis else each["category_id"])
                 counts[key] += 1
                 labelled[key] += _is_labelled(each)
-        limit = self.evaluator._max_dets_per_image or LVIS_MAX_DETECTIONS
+        limit: Any = self.evaluator._max_dets_per_image or LVIS_MAX_DETECTIONS
         what, limit = ("image", limit) if self.is_lvis else ("image and class", limit[-1])
         boxes = {task: score for task, score in low.items() if task != "keypoints"}
         yield from _limit_note(f"the evaluator's detections of an {what},", limit, counts, boxes)

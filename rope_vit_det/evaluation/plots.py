@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -66,7 +67,7 @@ def draw_precisions(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _finish(axes: Axes, title: str) -> None:
-    highest = max((max(line.get_ydata(), default=0) for line in axes.lines), default=0)
+    highest = max((float(np.max(line.get_ydata(), initial=0)) for line in axes.lines), default=0.0)
     # A single point sets no range by itself.
     axes.set(title=title, xlabel="iteration", ylim=(0, 1.08 * highest or 1), xlim=(0, None))
     axes.grid(alpha=0.3)

@@ -152,7 +152,7 @@ def _evaluation(name: str, folder: Path) -> dict[str, Any]:
         return {}
     own_truth = folder / TRUTH_FILE
     if own_truth.is_file() and MetadataCatalog.get(name).get("json_file", None) is None:
-        json_file, images = own_truth, ""
+        json_file, images = str(own_truth), ""
     else:
         json_file, images = registered_files(name)
     truth = read_truth(json_file)

@@ -134,7 +134,8 @@ def _describe(split: str, coco: dict) -> str:
 def _write_split(root: Path, split: str, number: int, count: int) -> None:
     (root / split).mkdir()
     (root / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i in range(count):
         scene = draw_scene(np.random.default_rng((_SEED, number, i)))
         height, width = scene.image.shape[:2]

@@ -68,9 +68,9 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     image = dark + (light - dark) * np.clip(clouds, 0, 1)[..., None]
     streaks = np.zeros((height, width, 3), np.float32)
     for _ in range(rng.integers(2, 6)):
-        ends = (rng.random((2, 2)) * (width, height)).astype(int)
+        start, end = (rng.random((2, 2)) * (width, height)).astype(int).tolist()
         colour = rng.integers(-50, 51, 3).tolist()
-        cv2.line(streaks, *map(tuple, ends.tolist()), colour, int(rng.integers(2, 9)))
+        cv2.line(streaks, start, end, colour, int(rng.integers(2, 9)))
     image = image + cv2.GaussianBlur(streaks, (0, 0), 2) + rng.normal(0, 6, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
 

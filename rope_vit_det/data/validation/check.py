@@ -74,10 +74,12 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
             names = _check_dicts(cfg, name, metadata, faults_file, is_test)
             if names is not None and (kind in _BY_CLASS or not is_test):
                 classes[name] = names
-    first = next(iter(classes), None)
+    if not classes:
+        return None
+    first = next(iter(classes))
     for name, names in classes.items():
         check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
-    return classes.get(first)
+    return classes[first]
 
 
 def check_same_classes(names: list[str], owner: str, others: list[str], other: str) -> None:
