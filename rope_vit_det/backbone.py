@@ -104,8 +104,7 @@ class RoPEViTNeck(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to {"neck": (N, hidden_dim, H / stride, W / stride)}."""
-        net: nn.Module = self.net
-        return net(x)
+        return self.net(x)  # type: ignore[operator]  # Detectron2's Backbone has no hints
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return FeatureShapes(self.net.output_shape())
