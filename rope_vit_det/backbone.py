@@ -104,10 +104,10 @@ class RoPEViTNeck(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to {"neck": (N, hidden_dim, H / stride, W / stride)}."""
-        return self.net(x)  # type: ignore[operator]  # Detectron2's Backbone has no hints
+        return self.net(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        return FeatureShapes(self.net.output_shape())
+        return FeatureShapes(Backbone.output_shape(self.net))
 
     @property
     def size_divisibility(self) -> int:
