@@ -117,10 +117,10 @@ def add_own_data(cfg: "CfgNode", args: argparse.Namespace) -> None:
     for key in given:
         cfg.DATASETS.OWN[key] = getattr(args, key.lower())
     datasets = own_datasets(cfg)
-    if VAL in datasets and TRAIN not in datasets and not args.eval_only:
+    if VAL in datasets and TRAIN not in datasets and not getattr(args, "eval_only", False):
         raise InputError(
             "--val-json without --train-json (DATASETS.OWN.VAL_JSON, .TRAIN_JSON): name both to "
             "train, or add --eval-only to evaluate"
         )
-    use_own_data(cfg, eval_only=args.eval_only, options=given)
+    use_own_data(cfg, eval_only=getattr(args, "eval_only", False), options=given)
     register_own_data(cfg)

@@ -15,6 +15,8 @@ from stand_in import cut_down, cut_down_lazy
 from rope_vit_det.config.keys import check_input_config, check_solver_config
 from rope_vit_det.engine import Trainer, lazy
 from rope_vit_det.engine.setup import load_config
+from rope_vit_det.models import VARIANTS
+from rope_vit_det.weights import resolve
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PARTS = ("backbones", "heads", "common")
@@ -87,3 +89,20 @@ def test_lvis_samples_rare_classes_more_often(stand_in):
     parts = build_detection_train_loader.from_config(cfg)
     assert isinstance(parts["sampler"], RepeatFactorTrainingSampler)
     assert Trainer.build_model(cfg).roi_heads.box_predictor.use_fed_loss
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS.rglob("*.yaml") if 'WEIGHTS: "timm://' in p.read_text("utf-8")]
+)
+def test_a_recipe_of_timms_weights_has_their_pixels_and_the_window_of_their_grid(path):
+    if path.parent.name == "backbones":
+        zoo = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+        cfg = load_config(Namespace(config_file=[zoo, str(path)], opts=[], num_gpus=1))
+    else:
+        cfg = load(path)
+    entry = resolve(cfg.MODEL.WEIGHTS.removeprefix("timm://"))
+    assert entry.network == cfg.MODEL.ROPE_VIT.NAME and cfg.INPUT.FORMAT == "RGB"
+    for key, values in (("MEAN", entry.rgb_mean), ("STD", entry.rgb_std)):
+        assert cfg.MODEL[f"PIXEL_{key}"] == pytest.approx([255 * v for v in values], abs=1e-3)
+    window = cfg.MODEL.ROPE_VIT.WINDOW_SIZE
+    assert (window, window) == VARIANTS[entry.network]["default_pt_grid_size"]
