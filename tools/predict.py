@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Detects objects: python tools/predict.py --config-file RUN_FOLDER --input photos/ --output drawn
 
-Exit status 2: an input is wrong, for the reason on stderr, and nothing was written.
+Exit status 2: an input is wrong, for the reason on stderr, and nothing was written. 1: all is
+written but for the images that stderr names: damaged inside, or too thin for the network.
 """
 
 import argparse
+import sys
 
 from rope_vit_det.errors import input_errors_as_one_line
 
@@ -49,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     from rope_vit_det.prediction.predict_files import run
 
-    run(**vars(args))
+    sys.exit(run(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..utils.image_files import READERS, read_rgb
+from ..utils.image_files import READERS, image_size
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -29,7 +29,7 @@ def find_video(inputs: Sequence[str]) -> str | None:
 
 
 def check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Reads every image once, before the work starts.
+    """Looks at every image, before the work starts, without decoding what looks whole.
 
     Returns:
         (height, width) of each.
@@ -40,9 +40,9 @@ def check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
 
     def size(path: str) -> tuple[int, int] | InputError:
         try:
-            return read_rgb(path).shape[:2]
+            return image_size(path, ends=True)[::-1]
         except InputError as error:
-            return error
+            return InputError(f"{path}: {error}")
 
     with ThreadPoolExecutor(READERS) as pool:
         bar = tqdm(pool.map(size, paths), "checking images", len(paths), unit="image", disable=None)

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def run(
     bf16: bool = False,
     slice_side: int | None = None,
     opts: Sequence[str] = (),
-) -> None:
+) -> int:
     """Detects objects in images or a video, and writes pictures, a COCO file, or both.
 
     Args:
@@ -53,6 +54,9 @@ def run(
         classes: names; None: all.
         batch_size: images at a time.
         slice_side: pixels of the side of slices for large images; None: images go whole.
+
+    Returns:
+        The exit status: 0, or 1 where images had to be left out, which stderr names.
 
     Raises:
         InputError: nothing was done, or, where memory or disk ends, nothing half-written.
@@ -83,15 +87,19 @@ def run(
     work = _Work(model, keep)
     coco = CocoPredictions(predictor.classes) if json_file else None
     start = time.perf_counter()
+    left_out = 0
     if video:
         _predict_video(source, work, predictor, output, coco, batch_size)
     else:
-        _predict_images(source, work, predictor, output, coco, batch_size)
+        left_out = _predict_images(source, work, predictor, output, coco, batch_size)
     if coco:
         coco.write(json_file)
     print(work.summary(time.perf_counter() - start, predictor))
     for path in filter(None, (output, json_file)):
         print(f"written: {path}")
+    if left_out:
+        print(f"{left_out} of {len(source.paths)} images left out, see above", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 class _Images:
@@ -144,10 +152,26 @@ def _predict_images(
     output: str | None,
     coco: CocoPredictions | None,
     batch_size: int,
-) -> None:
+) -> int:
+    """Returns how many images were left out."""
+
+    def load(path: str) -> np.ndarray | InputError:
+        try:
+            image = read_rgb(path)
+            predictor.check_size(image.shape[:2], path)
+            return image
+        except InputError as error:
+            return error
+
+    errors = []
     with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
-        for batch in load_batches(source.paths, batch_size, read_rgb):
-            results = work([image for _, image in batch], "RGB")
+        for loaded in load_batches(source.paths, batch_size, load):
+            batch = [pair for pair in loaded if not isinstance(pair[1], InputError)]
+            new = [error for _, error in loaded if isinstance(error, InputError)]
+            for error in new:
+                bar.write(f"left out: {error}", file=sys.stderr)
+            errors += new
+            results = work([image for _, image in batch], "RGB") if batch else []
             for (path, image), found in zip(batch, results, strict=True):
                 if output:
                     scale = readable_scale(image)
@@ -155,7 +179,10 @@ def _predict_images(
                     write_picture(picture, source.pictures[path])
                 if coco:
                     coco.add(source.ids[path], found, file_name=path)
-            bar.update(len(batch))
+            bar.update(len(loaded))
+    if len(errors) == len(source.paths):
+        raise InputError(f"none of the {len(errors)} images can be used; the first, {errors[0]}")
+    return len(errors)
 
 
 def _predict_video(

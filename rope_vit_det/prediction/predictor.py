@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .load_detector import load_detector, read_detector_config
 if TYPE_CHECKING:
     import supervision
 
-ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+ImageLike: TypeAlias = str | os.PathLike | BinaryIO | Image.Image | np.ndarray
 
 
 class Predictor:
@@ -95,7 +95,8 @@ class Predictor:
         after the other, so that no result depends on the neighbours.
 
         Args:
-            images: paths, PIL images, or arrays (H, W, 3) uint8.
+            images: paths, files open for reading bytes and PIL images, which are turned as their
+                EXIF data say, or arrays (H, W, 3) uint8.
             channel_order: of arrays; OpenCV's are BGR.
 
         Returns:
@@ -103,11 +104,17 @@ class Predictor:
             `pred_classes` and, of a network with masks, `pred_masks` (N, H, W) bool.
 
         Raises:
-            InputError: an image cannot be read, or memory is short.
+            InputError: an image cannot be read, has more than 8 bits a channel, or is so thin that
+                nothing is left of it at the size of INPUT; or memory is short.
         """
         if channel_order not in ("RGB", "BGR"):
             raise InputError(f"channel_order must be RGB or BGR, got {channel_order!r}")
-        inputs = [self._prepare(_as_rgb(image, channel_order)) for image in images]
+        inputs = []
+        for number, image in enumerate(images, start=1):
+            name = _name(image, number)
+            pixels = _as_rgb(image, name, channel_order)
+            self.check_size(pixels.shape[:2], name)
+            inputs.append(self._prepare(pixels))
         groups = defaultdict(list)
         for i, each in enumerate(inputs):
             groups[each["image"].shape].append(i)
@@ -116,6 +123,29 @@ class Predictor:
             for i, found in zip(group, self._run([inputs[i] for i in group]), strict=True):
                 results[i] = found
         return results
+
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        """
+        Args:
+            size: (height, width) of an image.
+            name: of it, for the message.
+
+        Raises:
+            InputError: it has no pixels, or none at the size that the network gets.
+        """
+        aug, test = self.cfg.TEST.AUG, self.cfg.INPUT
+        sides, longest, keys = [test.MIN_SIZE_TEST], test.MAX_SIZE_TEST, "INPUT.MAX_SIZE_TEST"
+        if self._tta:
+            sides, longest, keys = aug.MIN_SIZES, aug.MAX_SIZE, "TEST.AUG.MAX_SIZE"
+        height, width = size
+        if not height or not width:
+            raise InputError(f"{name}: {width}x{height} px: there is nothing to see in it")
+        for side in filter(None, sides):  # 0: images as they are
+            if not all(T.ResizeShortestEdge.get_output_shape(height, width, side, longest)):
+                raise InputError(
+                    f"{name}: {width}x{height} px: nothing is left of its shorter side when the "
+                    f"longer one is reduced to {longest} px ({keys})"
+                )
 
     def to_supervision(self, instances: Instances) -> "supervision.Detections":
         """A result as `supervision.Detections`, with `data["class_name"]`.
@@ -164,14 +194,23 @@ def _path(path: str | os.PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _as_rgb(image: ImageLike, channel_order: str) -> np.ndarray:
+def _name(image: ImageLike, number: int) -> str:
+    """What messages call an image: its file, where it has one."""
     if isinstance(image, str | os.PathLike):
-        return read_rgb(os.fspath(image))
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return os.fspath(image)
+    known = getattr(image, "filename", "") or getattr(image, "name", "")
+    return known if isinstance(known, str) and known else f"image {number} of those given"
+
+
+def _as_rgb(image: ImageLike, name: str, channel_order: str) -> np.ndarray:
+    if isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "read"):
+        return read_rgb(image, name)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise InputError(f"an image is a path, a PIL image or a uint8 array (H, W, 3), not {what}")
+        raise InputError(
+            f"{name}: an image is a path, a file open for reading bytes, a PIL image or a uint8 "
+            f"array (H, W, 3), not {what}"
+        )
     return image if channel_order == "RGB" else image[:, :, ::-1]
 
 

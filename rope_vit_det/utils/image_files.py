@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -71,6 +72,8 @@ def check_depth(image: Image.Image) -> None:
 
 def describe_read_error(path: str, error: Exception) -> str:
     """Why a file could not be read, in one line that does not name it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).replace(repr(path), "the file").split()) or type(error).__name__
@@ -106,43 +109,83 @@ def _is_image(name: str) -> bool:
 
 
 ORIENTATION = 274  # EXIF's tag
+_TURNED = range(2, 9)
 SIDEWAYS = (5, 6, 7, 8)
-_JPEGS = ("JPEG", "MPO")
-_END_OF_JPEG = b"\xff\xd9"
+# How a whole file ends, by PIL's name of its format.
+_JPEGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+_ENDS = _JPEGS | {"PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+_STRIP = 2**24  # pixels that PIL hands over at a time
 _THREADS = 16  # most of the time they wait for the disk
 _DELAY = 3  # seconds without a progress bar
 
 _R = TypeVar("_R")
 
 
-def open_rgb(path: str | os.PathLike, *, turned: bool = False) -> Image.Image:
-    """An image file as RGB.
+@contextmanager
+def any_number_of_pixels(really: bool = True) -> Iterator[None]:
+    """Without Pillow's limit, for whoever cuts a large image into pieces; puts it back."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        if really:
+            Image.MAX_IMAGE_PIXELS = None
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def to_rgb(image: Image.Image, *, turned: bool) -> Image.Image:
+    """An image in RGB: itself where it is.
 
     Args:
         turned: as its EXIF data say.
 
     Raises:
         ValueError: its channels have more than 8 bits, which PIL would cut off.
-        OSError, and others of PIL: the file is missing, damaged, or no image.
+        OSError, and others of PIL: its file is damaged.
     """
+    check_depth(image)
+    if turned and image.getexif().get(ORIENTATION) in _TURNED:
+        image = ImageOps.exif_transpose(image)
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def open_rgb(path: str | os.PathLike | BinaryIO, *, turned: bool = False) -> Image.Image:
+    """An image file as RGB; arguments and errors as of :func:`to_rgb`."""
     with Image.open(path) as image:
-        check_depth(image)
-        return (ImageOps.exif_transpose(image) if turned else image).convert("RGB")
+        return to_rgb(image, turned=turned)
 
 
-def read_rgb(path: str) -> np.ndarray:
-    """An image file as RGB, (H, W, 3) uint8, turned as its EXIF data say: as in the training.
+def read_rgb(image: str | os.PathLike | BinaryIO | Image.Image, name: str = "") -> np.ndarray:
+    """An image as RGB, (H, W, 3) uint8, turned as its EXIF data say: as in the training.
+
+    Args:
+        image: a path, a file that is open for reading bytes, or PIL's image.
+        name: for the message; "": the path.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        return np.asarray(open_rgb(path, turned=True))
+        if isinstance(image, Image.Image):
+            rgb = to_rgb(image, turned=True)
+        else:
+            rgb = open_rgb(image, turned=True)
+        # At once, PIL would hold the pixels three times more.
+        pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
+        rows = max(1, _STRIP // max(1, rgb.width))
+        for top in range(0, rgb.height, rows):
+            box = (0, top, rgb.width, min(top + rows, rgb.height))
+            pixels[top : top + rows] = np.asarray(rgb.crop(box))
+        return pixels
     except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
-        raise InputError(f"{path}: {describe_read_error(path, error)}") from None
+        what = name or str(image)
+        raise InputError(f"{what}: {describe_read_error(what, error)}") from None
 
 
-def image_size(path: str | os.PathLike[str], *, decode: bool = False) -> tuple[int, int]:
+def image_size(
+    path: str | os.PathLike[str], *, decode: bool = False, ends: bool = False
+) -> tuple[int, int]:
     """(width, height) in pixels as Detectron2 reads an image: turned as its EXIF data say.
 
     A JPEG file is decoded only where its last bytes are not those of a whole one; other formats
@@ -150,6 +193,8 @@ def image_size(path: str | os.PathLike[str], *, decode: bool = False) -> tuple[i
 
     Args:
         decode: a JPEG file too.
+        ends: a PNG file is treated as a JPEG is, and what has no known end is not decoded: for who
+            will decode it anyhow. A PNG may then be taken for one that is not turned.
 
     Raises:
         InputError: the reason why it cannot be read, without the path.
@@ -158,9 +203,12 @@ def image_size(path: str | os.PathLike[str], *, decode: bool = False) -> tuple[i
         with open(path, "rb") as file, Image.open(file) as image:
             check_depth(image)
             width, height = image.size
-            if image.getexif().get(ORIENTATION) in SIDEWAYS:
+            # A PNG's own would decode it, as its EXIF data may lie behind the pixels.
+            exif = Image.Image.getexif(image) if ends else image.getexif()
+            if exif.get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
-            if decode or image.format not in _JPEGS or not _is_whole_jpeg(file):
+            end = (_ENDS if ends else _JPEGS).get(image.format, b"" if ends else None)
+            if decode or end is None or not _ends_with(file, end):
                 image.load()
     except UnidentifiedImageError:
         raise InputError("no image") from None
@@ -183,6 +231,6 @@ def for_each_file(function: Callable[[_T], _R], items: Sequence[_T], what: str) 
             yield result
 
 
-def _is_whole_jpeg(file: BinaryIO) -> bool:
-    file.seek(-len(_END_OF_JPEG), os.SEEK_END)
-    return file.read() == _END_OF_JPEG
+def _ends_with(file: BinaryIO, end: bytes) -> bool:
+    file.seek(-len(end), os.SEEK_END)
+    return file.read() == end

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from pycocotools.coco import COCO
 
 import rope_vit_det
@@ -123,6 +123,56 @@ def test_bad_input_is_refused_before_anything_is_written(
         run(str(trained_folder), inputs, **{"output": "out", "device": "cpu"} | options)
     assert "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_images_of_which_nothing_is_left_are_named_and_the_rest_is_predicted(
+    trained_folder, photos, tmp_path, capsys, batch_size
+):
+    good = sorted(photos.rglob("*.jpg"))[:2]
+    Image.new("RGB", (1, 3000)).save(tmp_path / "thin.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(
+        tmp_path / "broken.png"
+    )
+    broken = bytearray((tmp_path / "broken.png").read_bytes())
+    broken[len(broken) // 2 : len(broken) // 2 + 20] = bytes(20)  # only decoding finds it
+    (tmp_path / "broken.png").write_bytes(broken)
+    inputs = [str(tmp_path / "thin.png"), str(tmp_path / "broken.png"), *map(str, good)]
+    options = {"json_file": str(tmp_path / "found.json"), "batch_size": batch_size}
+    options |= {"device": "cpu", "confidence_threshold": 0.9}  # drawing takes time
+    out = tmp_path / "out"
+    assert run(str(trained_folder), inputs, output=str(out), **options) == 1
+    lines = capsys.readouterr().err.splitlines()
+    (thin,) = [line for line in lines if "thin.png" in line]
+    assert "thin.png: 1x3000 px: nothing is left" in thin and "INPUT.MAX_SIZE_TEST" in thin
+    assert sum("broken.png" in line for line in lines) == 1
+    assert lines[-1].startswith(f"2 of {len(inputs)} images left out")
+    images = json.loads((tmp_path / "found.json").read_text())["images"]
+    assert [each["file_name"] for each in images] == list(map(str, good))
+    assert len(list(out.rglob("*.png"))) == len(good)
+    (tmp_path / "found.json").unlink()
+    with pytest.raises(InputError, match=r"none of the 1 images can be used.*thin\.png"):
+        run(str(trained_folder), inputs[:1], **options)
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_an_image_is_decoded_once(trained_folder, photos, tmp_path, monkeypatch):
+    paths = sorted(map(str, photos.rglob("*.jpg")))
+    for kind in ("png", "bmp"):
+        path = str(tmp_path / f"photo.{kind}")
+        Image.open(paths[0]).save(path)
+        paths.append(path)
+    decoded = []
+    load = ImageFile.ImageFile.load
+
+    def counting_load(image):
+        if image._im is None:
+            decoded.append(image.filename)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counting_load)
+    assert run(str(trained_folder), paths, json_file=str(tmp_path / "found.json"), **LOW) == 0
+    assert sorted(decoded) == sorted(paths)
 
 
 def test_slicing_without_sahi_is_refused(monkeypatch, trained_folder, photos):

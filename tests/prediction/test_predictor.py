@@ -1,5 +1,7 @@
 """The predictor against Detectron2's own, whatever it is given."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 import rope_vit_det
 from rope_vit_det.errors import InputError
 from rope_vit_det.prediction.slicing import SlicedPredictor
+from rope_vit_det.utils.image_files import read_rgb
 
 THRESHOLD = 0.2
 
@@ -42,6 +45,66 @@ def test_results_equal_detectron2s_whatever_the_form_of_the_image(predictor, pho
     for image in (path, Image.open(path), np.ascontiguousarray(bgr[:, :, ::-1])):
         assert_same(predictor(image), theirs)
     assert_same(predictor(bgr, channel_order="BGR"), theirs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "orientation"), [("RGB", 6), ("RGBA", 3), ("LA", 1), ("P", 8), ("CMYK", 5), ("1", 2)]
+)
+def test_path_image_open_file_and_array_get_one_answer(
+    predictor, photos, tmp_path, mode, orientation
+):
+    kind = "jpg" if mode == "CMYK" else "png"
+    path = tmp_path / f"photo.{kind}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(photos[0]).convert(mode).save(path, exif=exif)
+    want = predictor(path)
+    sides = Image.open(photos[0]).size
+    assert want.image_size == (sides if orientation > 4 else sides[::-1])
+    lazy, loaded = Image.open(path), Image.open(path)
+    loaded.load()
+    before = loaded.tobytes()
+    with path.open("rb") as file:
+        for image in (lazy, loaded, file, io.BytesIO(path.read_bytes()), read_rgb(path)):
+            assert_same(predictor(image), want)
+    assert loaded.mode == mode and loaded.tobytes() == before  # the user's own stays
+
+
+def test_what_has_no_answer_has_a_reason(predictor, photos, tmp_path):
+    deep, real = tmp_path / "deep.png", tmp_path / "real.tiff"
+    Image.fromarray(np.full((40, 50), 40000, np.uint16)).save(deep)
+    Image.fromarray(np.full((40, 50), 0.5, np.float32)).save(real)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photos[0].read_bytes()[:1500])
+    closed = Image.open(photos[0])
+    closed.close()
+    for path in (deep, real, cut):
+        for image in (path, Image.open(path), path.open("rb"), io.BytesIO(path.read_bytes())):
+            with pytest.raises(InputError, match=r"more than 8 bits|truncated") as error:
+                predictor(image)
+            if not isinstance(image, io.BytesIO):
+                assert path.name in str(error.value)
+    text = (tmp_path / "words.txt").open("w+")
+    for image, words in [
+        (closed, "photo|jpg"),
+        (text, r"words\.txt"),
+        (io.StringIO("text"), "image 1"),
+        (np.zeros((40, 50, 3), np.uint16), "uint16"),
+        (np.zeros((40, 50), np.uint8), r"\(40, 50\)"),
+        (np.zeros((40, 50, 4), np.uint8), r"\(40, 50, 4\)"),
+        (torch.zeros(3, 40, 50), "Tensor"),
+        (None, "NoneType"),
+        (np.zeros((0, 5, 3), np.uint8), "5x0 px"),
+        (np.zeros((5, 0, 3), np.uint8), "0x5 px"),
+        (Image.new("RGB", (0, 5)), "0x5 px"),
+        (np.zeros((3000, 1, 3), np.uint8), "1x3000 px: nothing is left.*128 px"),
+        (Image.new("RGB", (3000, 1)), "3000x1 px: nothing is left"),
+    ]:
+        with pytest.raises(InputError, match=words) as error:
+            predictor(image)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="image 2 of those given"):
+        predictor.predict([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)])
 
 
 def test_a_result_does_not_depend_on_the_rest_of_the_batch(predictor, photos):
