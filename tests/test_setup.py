@@ -44,7 +44,7 @@ def test_what_the_package_imports_is_declared(project):
     third_party -= {"onnx", "onnxruntime"}  # of the extra "export"
     third_party -= {"omegaconf"}  # of Detectron2's LazyConfig, which asks for it
     # Used where they are installed.
-    third_party -= {"faster_coco_eval", "lvis", "panopticapi", "sahi", "supervision"}
+    third_party -= {"faster_coco_eval", "lvis", "panopticapi", "supervision"}
     third_party -= {"cityscapesscripts", "timm"}
     distributions = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
     assert {distributions.get(name, name) for name in third_party} <= names

@@ -45,7 +45,7 @@ def main() -> None:
         dest="slice_side",
         type=int,
         metavar="PIXELS",
-        help="cut images into slices with this side (needs sahi)",
+        help="cut images, of any number of pixels, into slices with this side",
     )
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config")
     args = parser.parse_args()

@@ -111,6 +111,11 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # Evaluations in a row without a better BEST_METRIC that end the training; 0: none do.
     cfg.SOLVER.EARLY_STOPPING = 0
 
+    # Evaluation of images in overlapping slices, as `tools/predict.py --slice` predicts: each slice
+    # is resized by INPUT.MIN_SIZE_TEST, and the whole image once more. SIZE: pixels of
+    # a slice's side; OVERLAP: of neighbours, as a share of it.
+    cfg.TEST.SLICE = CfgNode({"ENABLED": False, "SIZE": 512, "OVERLAP": 0.2})
+
     # Your own data, JSON files in COCO's format and the folders of their images: where TRAIN_JSON
     # or VAL_JSON is set, it takes the place of DATASETS.TRAIN and TEST, and its categories set
     # NUM_CLASSES.
@@ -284,12 +289,16 @@ def warn_of_high_rate(cfg: CfgNode) -> None:
 
 
 def check_input_config(cfg: CfgNode) -> None:
-    """Checks the INPUT keys of this project.
+    """Checks the INPUT and TEST keys of this project.
 
     Raises:
         InputError: names the key, its value and the allowed values.
     """
     lsj = cfg.INPUT.LSJ
+    slices = cfg.TEST.SLICE
+    check_key(cfg, "TEST.SLICE.ENABLED", type(slices.ENABLED) is bool, "True or False")
+    check_key(cfg, "TEST.SLICE.SIZE", is_whole_number(slices.SIZE, 1), "a side in pixels")
+    check_key(cfg, "TEST.SLICE.OVERLAP", is_share(slices.OVERLAP), "0 to below 1")
     size_ok = is_whole_number(lsj.IMAGE_SIZE, 1)
     check_key(cfg, "INPUT.LSJ.IMAGE_SIZE", size_ok, "a side in pixels, 1 or more")
     if not 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE:

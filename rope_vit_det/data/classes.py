@@ -8,6 +8,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
+from .rle_masks import RLEMasks
+
 
 class Classes(TypedDict):
     """Plain lists, as they lie in a checkpoint: entry i belongs to the detector's class i."""
@@ -55,5 +57,11 @@ def to_coco_results(
         instances: on the CPU, in the size of the original image.
         ids: `Classes["ids"]`.
     """
-    results = instances_to_coco_json(instances, image_id)
+    fields = dict(instances.get_fields())
+    if isinstance(fields.get("pred_masks"), RLEMasks):
+        del fields["pred_masks"]  # of which Detectron2 would make pixels
+    results = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    if len(fields) < len(instances.get_fields()):
+        for result, rle in zip(results, instances.pred_masks.rles, strict=True):
+            result["segmentation"] = rle
     return [{**result, "category_id": ids[result["category_id"]]} for result in results]

@@ -21,6 +21,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detectron2.data import transforms as T
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
@@ -203,13 +204,22 @@ def build_seeded_loader(
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
-    """Detectron2's loader of a dataset to evaluate on."""
+    """Detectron2's loader of a dataset to evaluate on.
+
+    With TEST.SLICE.ENABLED, images come as they are, and one at a time, without workers that would
+    hold several of them.
+    """
     parts = build_detection_test_loader.from_config(cfg, dataset_name)
+    if cfg.TEST.SLICE.ENABLED:
+        parts["mapper"].augmentations = T.AugmentationList([])
+        parts["num_workers"] = 0
     records = clean_records(parts["dataset"])
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
     loader = build_detection_test_loader(
-        records, mapper=ReadableMapper(parts["mapper"]), num_workers=parts["num_workers"]
+        records,
+        mapper=ReadableMapper(parts["mapper"], any_size=cfg.TEST.SLICE.ENABLED),
+        num_workers=parts["num_workers"],
     )
     return ShieldedLoader(loader)
 

@@ -10,7 +10,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
 
 from ..errors import InputError
-from ..utils.image_files import for_each_file, image_size
+from ..utils.image_files import any_number_of_pixels, for_each_file, image_size
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,15 @@ logger = logging.getLogger(__name__)
 class ReadableMapper:
     """A mapper of Detectron2's that names the image which it cannot read."""
 
-    def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
+    def __init__(
+        self, mapper: Callable[[dict], dict | None], *, any_size: bool = False
+    ) -> None:
+        """
+        Args:
+            any_size: beyond Pillow's limit as well.
+        """
         self.mapper = mapper
+        self.any_size = any_size
 
     def __call__(self, record: dict) -> dict | None:
         """See :class:`detectron2.data.DatasetMapper`.
@@ -27,6 +34,10 @@ class ReadableMapper:
         Raises:
             InputError: the image is missing, cannot be read, or has another size.
         """
+        with any_number_of_pixels(self.any_size):
+            return self._map(record)
+
+    def _map(self, record: dict) -> dict:
         try:
             return self.mapper(record)
         except SizeMismatchError as error:

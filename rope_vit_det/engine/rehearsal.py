@@ -44,6 +44,7 @@ from ..data.validation.check import FAULTS_FILE
 from ..distributed.launch import count_processes
 from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
+from ..evaluation.slicing import in_slices
 from .run_folder import TRACEBACK_FILE
 from .train_step import TrainStep, build_train_step, total_loss
 
@@ -65,6 +66,7 @@ class Parts:
         model: on its device.
         train_step: with optimizer, schedule and loader; None: nothing is trained.
         test_sets: dataset to its loader, without workers, and evaluator.
+        as_tested: wraps the model for the test images.
         with_tta: wraps the model, where test-time augmentation is on.
         best_metric: such as "bbox/AP"; "": none is read.
         values: what a user has set, to the keys; exceptions that say such a value get its key.
@@ -73,6 +75,7 @@ class Parts:
     model: Callable[[], nn.Module]
     train_step: Callable[[nn.Module], TrainStep] | None
     test_sets: Mapping[str, Callable[[], tuple[Iterable[list[dict]], DatasetEvaluator]]]
+    as_tested: Callable[[nn.Module], nn.Module] = lambda model: model
     with_tta: Callable[[nn.Module], nn.Module] | None = None
     detections_per_image: int = 100
     best_metric: str = ""
@@ -144,6 +147,7 @@ def _parts(
         model=lambda: trainer.build_model(cfg),
         train_step=None if args.eval_only else train_step,
         test_sets={name: partial(test_set, name) for name in cfg.DATASETS.TEST},
+        as_tested=partial(in_slices, cfg),
         with_tta=partial(GeneralizedRCNNWithTTA, cfg) if cfg.TEST.AUG.ENABLED else None,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         best_metric="" if args.eval_only else cfg.SOLVER.BEST_METRIC,
@@ -174,7 +178,7 @@ def _rehearse(build: Callable[[str], Parts], output: str) -> None:
         found = []
         for name, (loader, evaluator) in tests.items():
             with named(f"inference on an image of dataset {name!r}"):
-                image = _infer(model, loader)
+                image = _infer(parts.as_tested(model), loader)
             with named(f"scoring the ground truth of dataset {name!r} against itself"):
                 metrics = _score(name, evaluator, image, parts, Path(output, FAULTS_FILE), lines)
             prefix = f"{name}/" if len(tests) > 1 else ""

@@ -29,6 +29,7 @@ from ..config.use import as_arguments, compared_settings, disagreement
 from ..data.own import register_own_data
 from ..data.validation.check import check_datasets, check_same_classes
 from ..errors import InputError
+from ..evaluation.slicing import check_slice_config
 from ..pyramids import BACKBONES, check_features
 from ..utils.memory import bound_caches
 from ..weights.detectron2_format import read_info
@@ -76,6 +77,7 @@ def check_settings(cfg: CfgNode, *, eval_only: bool = False) -> None:
     check_features(cfg)
     check_rules(cfg, eval_only=eval_only)
     check_input_config(cfg)
+    check_slice_config(cfg)
     check_solver_config(cfg)
     check_writable(cfg.OUTPUT_DIR)
 

@@ -23,6 +23,7 @@ from ..data.loader import build_test_loader, build_train_loader
 from ..data.workers import ShieldedLoader
 from ..distributed.launch import wrap_model
 from ..evaluation.evaluators import build_evaluator, results_folder
+from ..evaluation.slicing import in_slices
 from ..solver.learning_rates import learning_rate_table
 from ..solver.optimizers import build_optimizer
 from .hooks import EMA, BestCheckpointer, Checkpoints, EventHistory, PeakMemory, StopTraining
@@ -131,6 +132,13 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str = ""
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> "OrderedDict[str, Any]":
+        """Evaluates on DATASETS.TEST, in slices where TEST.SLICE.ENABLED; see DefaultTrainer."""
+        return super().test(cfg, in_slices(cfg, model), evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..utils.image_files import find_images, load_batches, read_rgb
-from ..visualization.predictions import draw_instances
-from ..visualization.sheets import readable_scale, write_picture
+from ..utils.image_files import any_number_of_pixels, find_images, load_batches, read_rgb
+from ..visualization.predictions import draw_instances, draw_picture
+from ..visualization.sheets import write_picture
 from .coco_json import CocoPredictions
 from .inputs import check_images, find_video
 from .predictor import Predictor
@@ -70,7 +70,7 @@ def run(
     for path in (output, json_file):
         _check_writable(path)
     video = find_video(inputs)
-    source = Video(video) if video else _Images(find_images(inputs), output)
+    source = Video(video) if video else _Images(find_images(inputs), output, slice_side)
     predictor = Predictor(
         config_file,
         weights,
@@ -105,10 +105,12 @@ def run(
 class _Images:
     """Image files, checked, and the pictures to draw of them."""
 
-    def __init__(self, paths: list[str], output: str | None) -> None:
+    def __init__(self, paths: list[str], output: str | None, slice_side: int | None) -> None:
         self.pictures = _picture_paths(paths, output) if output else {}
         self.ids = {path: i for i, path in enumerate(paths, start=1)}
-        sizes = dict(zip(paths, check_images(paths), strict=True))
+        self.are_sliced = slice_side is not None
+        with any_number_of_pixels(self.are_sliced):
+            sizes = dict(zip(paths, check_images(paths), strict=True))
         # Images of a size go through the network together.
         self.paths = sorted(paths, key=lambda path: sizes[path])
 
@@ -157,15 +159,20 @@ def _predict_images(
 
     def load(path: str) -> np.ndarray | InputError:
         try:
-            image = read_rgb(path)
+            with any_number_of_pixels(source.are_sliced):
+                image = read_rgb(path)
             predictor.check_size(image.shape[:2], path)
             return image
         except InputError as error:
             return error
 
     errors = []
+    if source.are_sliced:  # no large image waits while another is looked at
+        batches: Iterator = ([(path, load(path))] for path in source.paths)
+    else:
+        batches = load_batches(source.paths, batch_size, load)
     with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
-        for loaded in load_batches(source.paths, batch_size, load):
+        for loaded in batches:
             batch = [pair for pair in loaded if not isinstance(pair[1], InputError)]
             new = [error for _, error in loaded if isinstance(error, InputError)]
             for error in new:
@@ -173,13 +180,13 @@ def _predict_images(
             errors += new
             results = work([image for _, image in batch], "RGB") if batch else []
             for (path, image), found in zip(batch, results, strict=True):
-                if output:
-                    scale = readable_scale(image)
-                    picture = draw_instances(image, found, predictor.metadata, scale)
-                    write_picture(picture, source.pictures[path])
                 if coco:
                     coco.add(source.ids[path], found, file_name=path)
+                if output:
+                    picture = draw_picture(image, found, predictor.metadata)
+                    write_picture(picture, source.pictures[path])
             bar.update(len(loaded))
+            image = picture = results = found = loaded = batch = None  # before the next is read
     if len(errors) == len(source.paths):
         raise InputError(f"none of the {len(errors)} images can be used; the first, {errors[0]}")
     return len(errors)

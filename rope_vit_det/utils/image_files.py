@@ -76,7 +76,10 @@ def describe_read_error(path: str, error: Exception) -> str:
         return "no image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).replace(repr(path), "the file").split()) or type(error).__name__
+    text = " ".join(str(error).replace(repr(path), "the file").split()) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        text += " Larger images are taken in pieces: predict.py --slice, slice_coco.py, TEST.SLICE"
+    return text
 
 
 def _images(given: str) -> Iterator[str]:
@@ -122,7 +125,7 @@ _R = TypeVar("_R")
 
 
 @contextmanager
-def any_number_of_pixels(really: bool = True) -> Iterator[None]:
+def any_number_of_pixels(really: bool) -> Iterator[None]:
     """Without Pillow's limit, for whoever cuts a large image into pieces; puts it back."""
     limit = Image.MAX_IMAGE_PIXELS
     try:

@@ -1,6 +1,7 @@
 """tools/predict.py: what it writes, and what it refuses."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from pycocotools.coco import COCO
 
 import rope_vit_det
 from rope_vit_det.errors import InputError
-from rope_vit_det.prediction import slicing
 from rope_vit_det.prediction.predict_files import run
+from rope_vit_det.utils.image_files import any_number_of_pixels
 
 TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
 LOW = {"confidence_threshold": 0.2, "device": "cpu"}
@@ -175,10 +176,42 @@ def test_an_image_is_decoded_once(trained_folder, photos, tmp_path, monkeypatch)
     assert sorted(decoded) == sorted(paths)
 
 
-def test_slicing_without_sahi_is_refused(monkeypatch, trained_folder, photos):
-    monkeypatch.setattr(slicing.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install sahi"):
-        run(str(trained_folder), [str(photos)], json_file="x.json", slice_side=128)
+def test_beyond_pillows_limit_there_is_slicing(trained_folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)  # at twice as many it refuses
+    path = str(next(photos.rglob("*.jpg")))
+    options = {"json_file": str(tmp_path / "found.json"), **LOW}
+    with pytest.raises(InputError, match=r"decompression bomb.*--slice"):
+        run(str(trained_folder), [path], **options)
+    assert run(str(trained_folder), [path], slice_side=128, **options) == 0
+    assert Image.MAX_IMAGE_PIXELS == 9000
+    coco = COCO(options["json_file"])
+    (image,) = coco.dataset["images"]
+    assert coco.anns
+    for each in coco.dataset["annotations"]:
+        assert coco.annToMask(each).shape == (image["height"], image["width"])
+        assert each["area"] == coco.annToMask(each).sum()
+
+
+@pytest.mark.slow
+def test_a_large_image_with_masks_stays_within_4_gib(trained_folder, tmp_path):
+    pixels = np.zeros((20_000, 20_000, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    for x, y in rng.integers(0, 19_900, (300, 2)):
+        pixels[y : y + 60, x : x + 80] = rng.integers(60, 255, 3)
+    path = tmp_path / "large.png"
+    with any_number_of_pixels(True):
+        Image.fromarray(pixels).save(path, compress_level=1)
+    del pixels
+    options = ["--slice", "2048", "--confidence-threshold", "0.26", "--device", "cpu"]
+    command = [sys.executable, TOOL, "--config-file", trained_folder, "--input", path, *options]
+    command += ["--json", tmp_path / "found.json"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    subprocess.run(list(map(str, command)), check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert before < peak < 4 * 2**20  # KiB
+    found = json.loads((tmp_path / "found.json").read_text())["annotations"]
+    assert len(found) >= 300
+    assert all(each["segmentation"]["size"] == [20_000, 20_000] for each in found)
 
 
 @pytest.mark.slow

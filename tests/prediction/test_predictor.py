@@ -4,6 +4,7 @@ import io
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
@@ -11,9 +12,11 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 import rope_vit_det
+from rope_vit_det.data.classes import to_coco_results
 from rope_vit_det.errors import InputError
 from rope_vit_det.prediction.slicing import SlicedPredictor
 from rope_vit_det.utils.image_files import read_rgb
+from rope_vit_det.visualization.predictions import draw_picture
 
 THRESHOLD = 0.2
 
@@ -185,7 +188,6 @@ class SquareDetector:
 
 
 def test_slices_are_merged_in_the_coordinates_of_the_whole_image(predictor):
-    pytest.importorskip("sahi")
     image = np.zeros((220, 300, 3), np.uint8)
     image[150:190, 10:30, 0] = 255
     image[40:60, 90:150, 2] = 255  # across the border of two slices
@@ -201,3 +203,99 @@ def test_slices_are_merged_in_the_coordinates_of_the_whole_image(predictor):
         assert (mask & wanted).sum() / (mask | wanted).sum() > 0.9
     (nothing,) = SlicedPredictor(detector, 128).predict([np.zeros_like(image)])
     assert len(nothing) == 0 and nothing.pred_masks.shape == (0, 220, 300)
+
+
+class BoxDetector:
+    """Finds boxes that depend on the part of the image that it is given."""
+
+    threshold = 0.5
+    device = torch.device("cpu")
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self.classes = {"names": ["a", "b"], "ids": [1, 2]}
+
+    def __call__(self, image):
+        rng = np.random.default_rng(int(image.astype(np.int64).sum()))
+        low = rng.integers(0, [side - 30 for side in image.shape[1::-1]], (12, 2))
+        boxes = np.concatenate([low, low + rng.integers(5, 30, (12, 2))], axis=1)
+        found = Instances(image.shape[:2])
+        found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        found.scores = torch.tensor(rng.uniform(0.5, 1, 12), dtype=torch.float32)
+        found.pred_classes = torch.tensor(rng.integers(0, 2, 12))
+        return found
+
+
+def test_boxes_of_slices_are_merged_as_sahi_does(predictor):
+    from sahi.models.detectron2 import Detectron2DetectionModel
+    from sahi.predict import get_sliced_prediction
+
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_ON = False
+    detector = BoxDetector(cfg)
+
+    class Model(Detectron2DetectionModel):
+        required_packages = ()
+
+        def load_model(self):
+            self.model = lambda image: {"instances": detector(image)}
+            self.model.input_format = "RGB"
+            self.category_mapping = {"0": "a", "1": "b"}
+            self.category_names = ["a", "b"]
+
+    image = np.random.default_rng(0).integers(0, 255, (230, 310, 3), np.uint8)
+    theirs = get_sliced_prediction(
+        image,
+        Model(confidence_threshold=0.5, device="cpu"),
+        slice_height=96,
+        slice_width=96,
+        verbose=0,
+    ).object_prediction_list
+    (ours,) = SlicedPredictor(detector, 96).predict([image])
+    want = sorted((e.category.id, *map(float, e.bbox.to_xyxy())) for e in theirs)
+    rows = zip(ours.pred_classes.tolist(), ours.pred_boxes.tensor.tolist(), strict=True)
+    got = sorted((number, *box) for number, box in rows)
+    assert 20 < len(got) < 12 * 13
+    np.testing.assert_allclose(got, want)
+
+
+class DotDetector(SquareDetector):
+    """Masks of one pixel, and of none; keypoints in the corners."""
+
+    def __call__(self, image):
+        found = super().__call__(image)
+        corners = found.pred_boxes.tensor.reshape(-1, 2, 2)
+        found.pred_keypoints = torch.cat((corners, torch.ones(len(found), 2, 1)), dim=2)
+        return found
+
+
+def test_small_masks_and_keypoints_survive_slicing(predictor):
+    image = np.zeros((500, 400, 3), np.uint8)
+    image[450, 300, 0] = 255
+    image[100:102, 90:93, 1] = 255
+    (found,) = SlicedPredictor(DotDetector(predictor.cfg), 128).predict([image])
+    order = found.pred_classes.argsort()
+    boxes = found.pred_boxes.tensor[order]
+    assert boxes.tolist() == [[300, 450, 301, 451], [90, 100, 93, 102]]
+    assert [int(mask.sum()) for mask in found.pred_masks[order]] == [1, 6]
+    assert torch.equal(found.pred_keypoints[order][:, :, :2].reshape(-1, 4), boxes)
+
+
+def test_a_large_image_is_looked_at_whole_but_reduced(predictor):
+    image = np.zeros((3000, 2000, 3), np.uint8)
+    image[300:2700, 500:1500, 2] = 255
+    detector = SquareDetector(predictor.cfg)
+    (found,) = SlicedPredictor(detector, 1000).predict([image])
+    assert max(map(max, detector.sizes)) == 1333
+    # SAHI's greedy merging leaves parts of what is larger than a slice beside the whole.
+    largest = int(found.pred_boxes.area().argmax())
+    box = found.pred_boxes.tensor[largest].tolist()
+    np.testing.assert_allclose(box, [500, 300, 1500, 2700], atol=2)
+    assert (found.pred_masks[largest].numpy() != (image[:, :, 2] > 0)).mean() < 1e-3
+    results = to_coco_results(found, 5, [1, 2, 3])
+    for result, mask in zip(results, found.pred_masks, strict=True):
+        assert result["category_id"] == 3
+        assert mask_util.area(result["segmentation"]) == mask.sum()
+    picture = draw_picture(image, found, predictor.metadata)
+    assert picture.shape == (1600, 1067, 3)

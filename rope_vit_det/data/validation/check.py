@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from ...errors import InputError
+from ...utils.image_files import any_number_of_pixels
 from ..classes import num_classes
 from ..coco_file import COCO_KEYPOINTS, read_coco
 from ..demo.dataset import is_demo_dataset
@@ -67,11 +68,13 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
             json_file = metadata.get("json_file", "")
             is_test = key == "TEST"
             kind = metadata.get("evaluator_type", None)
-            if kind == "coco" and json_file and metadata.get("image_root", None) is not None:
-                if "://" not in json_file:
-                    classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
-                continue
-            names = _check_dicts(cfg, name, metadata, faults_file, is_test)
+            is_coco = kind == "coco" and metadata.get("image_root", None) is not None
+            with any_number_of_pixels(is_test and cfg.TEST.SLICE.ENABLED):
+                if is_coco and json_file:
+                    if "://" not in json_file:
+                        classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
+                    continue
+                names = _check_dicts(cfg, name, metadata, faults_file, is_test)
             if names is not None and (kind in _BY_CLASS or not is_test):
                 classes[name] = names
     if not classes:

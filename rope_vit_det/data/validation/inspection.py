@@ -19,7 +19,7 @@ _TOLERANCE = 1.0
 def inspect_coco(
     coco: dict[str, Any],
     json_file: str,
-    image_root: str | PathLike,
+    image_root: str | PathLike | None,
     *,
     mask_format: str | None = None,
     num_keypoints: int | None = None,
@@ -32,7 +32,8 @@ def inspect_coco(
         coco: the parsed JSON, with the lists "images", "categories" and, unless nothing is
             annotated, "annotations".
         json_file: where it comes from, for the messages.
-        image_root: folder of the images; files at an address such as s3:// are not looked at.
+        image_root: folder of the images; files at an address such as s3:// are not looked at, nor
+            is any where it is None.
         mask_format: INPUT.MASK_FORMAT where masks are learned.
         num_keypoints: of an object, where keypoints are learned.
         max_aspect: the longer side over the shorter one from which on nothing is left of an image.
@@ -40,7 +41,7 @@ def inspect_coco(
     """
     images, faults = inspect_images(coco["images"])
     categories = _inspect_categories(coco["categories"], faults)
-    if "://" not in str(image_root):
+    if image_root is not None and "://" not in str(image_root):
         faults += inspect_files(list(images.values()), image_root, max_aspect)
     annotations = coco.get("annotations")
     if annotations is not None:

@@ -1,0 +1,326 @@
+"""Large photographs cut into tiles, with their COCO annotations."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import shapely
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..utils.arguments import is_share, is_whole_number
+from ..utils.atomic_files import new_file
+from ..utils.image_files import any_number_of_pixels, read_rgb
+from .coco_file import read_coco
+from .rle_masks import as_rle, box_of, decode_part, encode_part
+from .validation.inspection import inspect_coco
+
+_Box = tuple[float, float, float, float]  # x0, y0, x1, y1
+
+
+def slice_datasets(
+    names: Sequence[str], output: str, *, side: int, overlap: float, min_area: float
+) -> list[str]:
+    """Cuts registered datasets in COCO's format: OUTPUT/NAME.json, and its PNGs in OUTPUT/NAME/.
+
+    Every tile is kept, also one without objects. Objects are kept in each tile that shows at least
+    `min_area` of their area (that of the mask, or of the box where there is none), cut along its
+    edges; crowds in each tile that shows something of them. Polygons stay polygons, RLE stays RLE;
+    keypoints outside a tile are not labelled in it. Entries of images and annotations keep what
+    else they have; `photograph` and `sha256` say what a tile was cut from, `offset` where.
+
+    Args:
+        side: pixels of a tile's side; smaller photographs are one tile.
+        overlap: of neighbours, as a share of the side.
+        min_area: a share above 0, up to 1.
+
+    Returns:
+        A line for each dataset.
+
+    Raises:
+        InputError: a dataset has no file in COCO's format, or faults; one photograph is in two of
+            them, or in another one that was cut into this folder; or something is in the way.
+    """
+    _check(names, side, overlap, min_area)
+    sources = {name: _Source(name) for name in names}
+    known = _cut_before(Path(output), names)
+    for source in sources.values():
+        for image in source.images:
+            other, file = known.setdefault(image["sha256"], (source.name, image["file_name"]))
+            if other != source.name:
+                raise InputError(
+                    f"{image['path']} of dataset {source.name!r} is the same photograph as {file} "
+                    f"of {other!r}: its tiles would be on both sides of training and validation; "
+                    "take it out of one"
+                )
+    for name in names:
+        if Path(output, name).exists() or Path(output, f"{name}.json").exists():
+            raise InputError(f"{output} holds tiles of {name!r} already; name another --output")
+    lines = []
+    for source in sources.values():
+        try:
+            with any_number_of_pixels(True):
+                lines.append(source.cut(Path(output), side, overlap, min_area))
+        except BaseException as error:
+            shutil.rmtree(Path(output, source.name), ignore_errors=True)
+            if isinstance(error, OSError):
+                raise InputError(f"{output} cannot be written: {error.strerror}") from None
+            raise
+    return lines
+
+
+def windows(size: tuple[int, int], side: int, overlap: float) -> list[tuple[int, int, int, int]]:
+    """(x0, y0, x1, y1) that cover an image, the last of a row or column moved inwards, as SAHI's.
+
+    Args:
+        size: (height, width); where it is less than `side`, so is the window.
+        side: in pixels.
+        overlap: of neighbours, at least, as a share of the side, below 1.
+    """
+    step = side - int(overlap * side)
+    rows, columns = (
+        [*range(0, length - side, step), length - side] if length > side else [0] for length in size
+    )
+    height, width = size
+    return [(x, y, min(x + side, width), min(y + side, height)) for y in rows for x in columns]
+
+
+def cut_annotation(
+    annotation: dict[str, Any], tile: _Box, size: tuple[int, int], min_area: float
+) -> dict[str, Any] | None:
+    """An annotation in the coordinates of a tile; None where the tile shows too little of it.
+
+    Args:
+        annotation: COCO's, its mask parts with three points or more.
+        tile: of whole pixels.
+        size: (height, width) of the photograph.
+        min_area: least share; of a crowd, anything will do.
+    """
+    x, y, width, height = annotation["bbox"]
+    whole = _clip((x, y, x + width, y + height), (0, 0, size[1], size[0]))
+    box = _clip(whole, tile)
+    mask = annotation.get("segmentation")
+    if not _area(box) and not (mask and _area(_clip(_mask_box(mask), tile))):
+        return None
+    share = _area(box) / _area(whole) if _area(whole) else 0.0
+    changed: dict[str, Any] = {}
+    area = all_of_it = 0.0
+    if mask:
+        if isinstance(mask, list):
+            cut, around = _cut_polygons(mask, tile)
+            area, all_of_it = (_polygon_area(each, size) for each in (cut, mask))
+        else:
+            cut, around, area, all_of_it = _cut_rle(mask, tile)
+        changed["segmentation"] = _moved(cut, tile)
+    if all_of_it:  # else it is as good as none
+        share = area / all_of_it
+        if share < 1:
+            changed["area"] = area
+        if share < 1 or not _area(box):
+            box = around
+    elif "area" in annotation and share < 1:
+        changed["area"] = annotation["area"] * share
+    if share <= 0 or (share < min_area and not annotation.get("iscrowd")):
+        return None
+    if share < 1 or box != whole:
+        x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
+    changed["bbox"] = [x - tile[0], y - tile[1], width, height]
+    if annotation.get("keypoints"):
+        points = _cut_keypoints(annotation["keypoints"], tile)
+        changed |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
+    return {**annotation, **changed}
+
+
+class _Source:
+    """A dataset to cut."""
+
+    def __init__(self, name: str) -> None:
+        if name not in DatasetCatalog.list():
+            raise InputError(f"no dataset is registered as {name!r}")
+        metadata = MetadataCatalog.get(name)
+        json_file = metadata.get("json_file", None)
+        if not json_file or not metadata.get("image_root", None):
+            raise InputError(
+                f"dataset {name!r} is not registered with a file in COCO's format, which is cut; "
+                "write one, and name it with --train-json or --val-json"
+            )
+        self.name, self.json_file = name, json_file
+        self.coco = read_coco(json_file, needed=("images", "annotations", "categories"))
+        inspection = inspect_coco(self.coco, json_file, None)
+        if inspection.fatal:
+            reasons = "; ".join(inspection.describe_faults(inspection.fatal))
+            raise InputError(f"{json_file} cannot be cut: {reasons}")
+        self.images = []
+        for image in self.coco["images"]:
+            path = Path(metadata.image_root, image["file_name"])
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror}") from None
+            self.images.append({**image, "path": path, "sha256": digest})
+        self.annotations: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
+        for each in self.coco["annotations"]:
+            self.annotations.get(each["image_id"], []).append(each)
+
+    def cut(self, output: Path, side: int, overlap: float, min_area: float) -> str:
+        folder = output / self.name
+        folder.mkdir(parents=True)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        lost = 0
+        for image in tqdm(self.images, f"cutting {self.name}", unit="image", disable=None):
+            pixels = read_rgb(image["path"])
+            size = pixels.shape[:2]
+            if size != (image["height"], image["width"]):
+                raise InputError(
+                    f"{image['path']} has {size[1]}x{size[0]} px, {self.json_file} says "
+                    f"{image['width']}x{image['height']}"
+                )
+            objects = [_with_good_parts(each) for each in self.annotations[image["id"]]]
+            tiles = windows(size, side, overlap)
+            first = len(images) + 1
+            for x0, y0, x1, y1 in tiles:
+                entry = {k: v for k, v in image.items() if k != "path"}
+                stem = Path(image["file_name"]).stem
+                entry |= {
+                    "id": len(images) + 1,
+                    "file_name": f"{stem}_{image['id']}_{x0}_{y0}.png",
+                    "width": x1 - x0,
+                    "height": y1 - y0,
+                    "photograph": image["file_name"],
+                    "offset": [x0, y0],
+                }
+                Image.fromarray(pixels[y0:y1, x0:x1]).save(folder / entry["file_name"])
+                images.append(entry)
+            for each in objects:
+                before = len(annotations)
+                for number, tile in enumerate(tiles, start=first):
+                    part = cut_annotation(each, tile, size, min_area)
+                    if part:
+                        part |= {"id": len(annotations) + 1, "image_id": number}
+                        annotations.append(part)
+                lost += len(annotations) == before
+        path = output / f"{self.name}.json"
+        with new_file(path, force=False) as temporary:
+            coco = {**self.coco, "images": images, "annotations": annotations}
+            temporary.write_text(json.dumps(coco), "utf-8")
+        text = (
+            f"{path}: {len(images)} tiles of {len(self.images)} images, {len(annotations)} "
+            f"annotations of {len(self.coco['annotations'])} objects"
+        )
+        return text + (
+            f"; {lost} objects are in no tile to {min_area:g} of their area" * (lost > 0)
+        )
+
+
+def _check(names: Sequence[str], side: int, overlap: float, min_area: float) -> None:
+    if not names:
+        raise InputError(
+            "nothing to cut: name --train-json, --val-json, --config-file or --dataset"
+        )
+    if not is_whole_number(side, 1):
+        raise InputError(f"--size takes pixels of a tile's side, 1 or more, not {side}")
+    if not is_share(overlap):
+        raise InputError(f"--overlap takes a share from 0 to below 1, not {overlap}")
+    if not 0 < min_area <= 1:
+        raise InputError(f"--min-area takes a share above 0, up to 1, not {min_area}")
+
+
+def _cut_before(output: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Photographs, by sha256, whose tiles lie in the folder: dataset and file name."""
+    found = {}
+    for path in sorted(output.glob("*.json")):
+        if path.stem not in names:
+            for image in read_coco(path, needed=("images",))["images"]:
+                if isinstance(image, dict) and "sha256" in image:
+                    found[image["sha256"]] = (path.stem, image.get("photograph", ""))
+    return found
+
+
+def _with_good_parts(annotation: dict[str, Any]) -> dict[str, Any]:
+    mask = annotation.get("segmentation")
+    if not isinstance(mask, list):
+        return annotation if not mask else {**annotation, "segmentation": as_rle(mask)}
+    return {**annotation, "segmentation": [part for part in mask if len(part) >= 6]}
+
+
+def _clip(box: _Box, tile: _Box) -> _Box:
+    x0, y0, x1, y1 = box
+    return max(x0, tile[0]), max(y0, tile[1]), min(x1, tile[2]), min(y1, tile[3])
+
+
+def _area(box: _Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _cut_polygons(polygons: list[list[float]], tile: _Box) -> tuple[list[list[float]], _Box]:
+    """The parts in a tile, in the photograph's coordinates, and the box around them."""
+    cut: list[list[float]] = []
+    for polygon in polygons:
+        points = np.reshape(polygon, (-1, 2))
+        if (points >= tile[:2]).all() and (points <= tile[2:]).all():
+            cut.append(polygon)
+            continue
+        # Of what crosses itself, make_valid makes the polygons that pycocotools fills.
+        shape = shapely.make_valid(shapely.Polygon(points)).intersection(shapely.box(*tile))
+        for part in shapely.get_parts(shape):
+            if isinstance(part, shapely.Polygon) and part.area > 0:
+                cut.append(np.array(part.exterior.coords)[:-1].flatten().tolist())
+    return cut, _mask_box(cut) if cut else (0, 0, 0, 0)
+
+
+def _mask_box(mask: list[list[float]] | dict[str, Any]) -> _Box:
+    if isinstance(mask, dict):
+        return box_of(mask)
+    points = np.concatenate([np.reshape(part, (-1, 2)) for part in mask])
+    return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+
+
+@lru_cache(maxsize=1)
+def _decoded(counts: str, height: int, width: int) -> tuple[np.ndarray, int, int]:
+    return decode_part({"counts": counts, "size": [height, width]})
+
+
+def _polygon_area(polygons: list[list[float]], size: tuple[int, int]) -> float:
+    """In pixels, each counted once, as pycocotools fills them."""
+    if not polygons:
+        return 0.0
+    return float(mask_util.area(mask_util.merge(mask_util.frPyObjects(polygons, *size))))
+
+
+def _cut_rle(mask: dict[str, Any], tile: _Box) -> tuple[dict[str, Any], _Box, float, float]:
+    """The mask in a tile, the box around it in the photograph, its area and that of the whole."""
+    all_of_it = float(mask_util.area(mask))
+    x0, y0, x1, y1 = (int(value) for value in _clip(box_of(mask), tile))
+    size = (int(tile[3] - tile[1]), int(tile[2] - tile[0]))
+    if x1 <= x0 or y1 <= y0:
+        return encode_part(np.zeros((0, 0)), 0, 0, size), (0, 0, 0, 0), 0.0, all_of_it
+    left, top = int(tile[0]), int(tile[1])
+    part, x, y = _decoded(mask["counts"], *mask["size"])
+    cut = encode_part(part[y0 - y : y1 - y, x0 - x : x1 - x], x0 - left, y0 - top, size)
+    around = [value + (left, top)[i % 2] for i, value in enumerate(box_of(cut))]
+    return cut, tuple(around), float(mask_util.area(cut)), all_of_it
+
+
+def _moved(mask: list | dict[str, Any], tile: _Box) -> list | dict[str, Any]:
+    if isinstance(mask, dict):
+        return mask
+    return [(np.reshape(each, (-1, 2)) - tile[:2]).flatten().tolist() for each in mask]
+
+
+def _cut_keypoints(points: list[float], tile: _Box) -> list[float]:
+    """Those in the tile, moved; the others (0, 0, 0): not labelled."""
+    moved: list[float] = []
+    for x, y, visibility in zip(points[::3], points[1::3], points[2::3], strict=True):
+        inside = visibility > 0 and tile[0] <= x < tile[2] and tile[1] <= y < tile[3]
+        moved += [x - tile[0], y - tile[1], visibility] if inside else [0, 0, 0]
+    return moved

@@ -1,0 +1,206 @@
+"""Large images in overlapping slices, merged as SAHI does by default (arXiv 2202.06934)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from ..data.rle_masks import RLEMasks, as_rle, box_of, encode_part
+from ..data.tiles import windows
+from ..errors import InputError
+
+_MIN_SIDE = 32
+_MATCH = 0.5  # of the smaller box's area: from there on, two of a class are one
+_WHOLE = 1333  # pixels of the longer side of an image that is looked at whole
+_NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab", "ProposalNetwork")
+
+
+def check_slicing(side: int, key: str = "--slice") -> None:
+    """Finds out before the work whether images can be sliced.
+
+    Args:
+        key: of the side, for the message.
+
+    Raises:
+        InputError: the slices would be too small.
+    """
+    if side < _MIN_SIDE:
+        raise InputError(f"{key} takes the side of a slice, {_MIN_SIDE} pixels or more")
+
+
+def check_slice_config(cfg: CfgNode) -> None:
+    """Checks the keys under TEST.SLICE, where it is enabled.
+
+    Raises:
+        InputError: see :func:`check_slicing`; or what the model finds cannot be merged.
+    """
+    if not cfg.TEST.SLICE.ENABLED:
+        return
+    check_slicing(cfg.TEST.SLICE.SIZE, "TEST.SLICE.SIZE")
+    if cfg.MODEL.META_ARCHITECTURE in _NO_INSTANCES:
+        raise InputError(
+            "TEST.SLICE.ENABLED merges instances, which MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} does not, or not only, find; set it False"
+        )
+
+
+def find_in_slices(
+    image: np.ndarray,
+    find: Callable[[np.ndarray], Instances],
+    *,
+    side: int,
+    overlap: float,
+    longest: int = 0,
+) -> Instances:
+    """What a detector finds in the slices of an image and, once more, in the whole of it.
+
+    The whole is reduced to a longer side of `longest`, or of 1333 pixels, where it is larger: so no
+    mask of more pixels is ever there, and memory does not grow with the number of objects.
+
+    Args:
+        image: (H, W, C) uint8.
+        find: from an image to Instances on the CPU, in its size, with `pred_boxes`, `scores`,
+            `pred_classes` and, where there are some, `pred_masks` and `pred_keypoints`.
+        side: pixels of a slice's side.
+        overlap: of neighbours, as a share of the side.
+
+    Returns:
+        In the size of the image; `pred_masks` are :class:`RLEMasks`, around which the boxes lie.
+        Of objects that are merged, keypoints and what else there is are those of the best one.
+    """
+    height, width = size = image.shape[:2]
+    boxes = windows(size, side, overlap)
+    found = []
+    for left, top, right, bottom in boxes:
+        part = np.ascontiguousarray(image[top:bottom, left:right])
+        found.append(_placed(find(part), left, top, size))
+    if len(boxes) > 1:
+        scale = min(1.0, max(longest, side, _WHOLE) / max(size))
+        if scale < 1:
+            sides = (max(1, round(width * scale)), max(1, round(height * scale)))
+            image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
+        found.append(_enlarged(find(np.ascontiguousarray(image)), size))
+    return _merged(Instances.cat(found))
+
+
+class SlicedModel(nn.Module):
+    """Stands in for a detector in evaluation, and looks at images in slices.
+
+    Its inputs are Detectron2's, but that "image" is (3, H, W) uint8 in the image's own size.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        """
+        Args:
+            model: Detectron2's, or with its test-time augmentation, which resizes by itself.
+        """
+        super().__init__()
+        self.model, self.training = model, model.training
+        self._options = {"side": cfg.TEST.SLICE.SIZE, "overlap": cfg.TEST.SLICE.OVERLAP}
+        self._options["longest"] = cfg.INPUT.MAX_SIZE_TEST
+        self._resize: T.Augmentation = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST
+        )
+        if isinstance(model, GeneralizedRCNNWithTTA):
+            self._resize = T.AugmentationList([])
+
+    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        images = [each["image"].permute(1, 2, 0).numpy() for each in inputs]
+        return [{"instances": find_in_slices(each, self._find, **self._options)} for each in images]
+
+    def _find(self, image: np.ndarray) -> Instances:
+        height, width = image.shape[:2]
+        resized = T.AugInput(image)
+        self._resize(resized)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        item = {"image": tensor, "height": height, "width": width}
+        with torch.no_grad():
+            return self.model([item])[0]["instances"].to("cpu")
+
+
+def in_slices(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """A :class:`SlicedModel` where TEST.SLICE.ENABLED, else the model."""
+    return SlicedModel(cfg, model) if cfg.TEST.SLICE.ENABLED else model
+
+
+def _placed(found: Instances, left: int, top: int, size: tuple[int, int]) -> Instances:
+    """What was found in a slice, in the coordinates of the whole image."""
+    result = Instances(size, **found.get_fields())
+    offset = torch.tensor([left, top])
+    result.pred_boxes = Boxes(found.pred_boxes.tensor + offset.repeat(2))
+    if found.has("pred_keypoints"):
+        shift = torch.cat((offset, torch.zeros(1)))
+        result.pred_keypoints = found.pred_keypoints + shift
+    if found.has("pred_masks"):
+        parts = (np.asarray(mask) for mask in found.pred_masks)
+        result.pred_masks = RLEMasks([encode_part(part, left, top, size) for part in parts], size)
+        result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
+    return result
+
+
+def _enlarged(found: Instances, size: tuple[int, int]) -> Instances:
+    """What was found in a reduced image, in the coordinates of the image itself."""
+    found = _placed(found, 0, 0, found.image_size)
+    height, width = found.image_size
+    scale = torch.tensor([size[1] / width, size[0] / height])
+    result = Instances(size, **found.get_fields())
+    result.pred_boxes = Boxes(found.pred_boxes.tensor * scale.repeat(2))
+    if found.has("pred_keypoints"):
+        result.pred_keypoints = found.pred_keypoints * torch.cat((scale, torch.ones(1)))
+    if found.has("pred_masks"):
+        result.pred_masks = found.pred_masks.resized(size)
+        result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
+    return result
+
+
+def _around(masks: RLEMasks, boxes: Tensor) -> Boxes:
+    """The boxes around masks; an empty mask keeps the box that it has."""
+    tight = torch.tensor([box_of(rle) for rle in masks.rles]).reshape(-1, 4).to(boxes.dtype)
+    is_empty = (tight[:, 2:] <= tight[:, :2]).any(dim=1, keepdim=True)
+    return Boxes(torch.where(is_empty, boxes, tight))
+
+
+def _merged(found: Instances) -> Instances:
+    """SAHI's greedy merging, class by class, the best first: boxes and masks are joined."""
+    boxes = found.pred_boxes.tensor.numpy().copy()
+    classes, scores = found.pred_classes.numpy(), found.scores.numpy()
+    groups: dict[int, list[int]] = {}
+    order = np.lexsort((*boxes.T[[3, 2, 1, 0]], -scores))
+    for number in np.unique(classes):
+        left = order[classes[order] == number]
+        while len(left):
+            best, rest = left[0], left[1:]
+            matches = _overlaps(boxes[best], boxes[rest]) >= _MATCH
+            groups[best] = []
+            for other in rest[matches]:
+                # The box has grown, and may have become the larger one.
+                if _overlaps(boxes[best], boxes[[other]])[0] >= _MATCH:
+                    groups[best].append(other)
+                    boxes[best, :2] = np.minimum(boxes[best, :2], boxes[other, :2])
+                    boxes[best, 2:] = np.maximum(boxes[best, 2:], boxes[other, 2:])
+            left = rest[~matches]
+    kept = sorted(groups, key=lambda i: (-scores[i], i))
+    result = found[torch.tensor(kept, dtype=torch.int64)]
+    result.pred_boxes = Boxes(torch.from_numpy(boxes[kept].reshape(-1, 4)))
+    if found.has("pred_masks"):
+        rles = found.pred_masks.rles
+        joined = [as_rle(mask_util.merge([rles[each] for each in (i, *groups[i])])) for i in kept]
+        result.pred_masks = RLEMasks(joined, found.image_size)
+        result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
+    return result
+
+
+def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersections of a box with others, as shares of the smaller one's area."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return shared / np.maximum(np.minimum(np.prod(box[2:] - box[:2]), areas), 1e-9)

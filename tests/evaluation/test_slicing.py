@@ -1,0 +1,141 @@
+"""Evaluation by slices inside a run: what tools/predict.py --slice finds, and AP 100 of what is
+perfect."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
+from helpers import DEMO_CONFIG
+from PIL import Image
+
+import rope_vit_det
+from rope_vit_det.engine.setup import check_settings
+from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.errors import InputError
+from rope_vit_det.evaluation.slicing import SlicedModel
+from rope_vit_det.prediction.slicing import SlicedPredictor
+
+SIDE = 100
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg()
+    rope_vit_det.add_rope_vit_config(cfg)
+    cfg.merge_from_file(str(DEMO_CONFIG))
+    cfg.merge_from_list(["TEST.SLICE.ENABLED", True, "TEST.SLICE.SIZE", SIDE])
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128])
+    return cfg
+
+
+class Finder(torch.nn.Module):
+    """A perfect detector: a bright region of one colour is an object of its channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, inputs):
+        (item,) = inputs
+        height, width = item["height"], item["width"]
+        self.shapes.append(tuple(item["image"].shape[1:]))
+        image = cv2.resize(
+            item["image"].permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_NEAREST
+        )
+        boxes, masks, classes = [], [], []
+        for channel in range(3):
+            count, labels = cv2.connectedComponents((image[:, :, channel] > 128).astype(np.uint8))
+            for number in range(1, count):
+                mask = labels == number
+                x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+                boxes.append([x, y, x + w, y + h])
+                masks.append(mask)
+                classes.append(channel)
+        found = Instances((height, width))
+        found.pred_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
+        found.scores = torch.ones(len(boxes))
+        found.pred_classes = torch.tensor(classes).long()
+        found.pred_masks = torch.from_numpy(np.array(masks, bool).reshape(-1, height, width))
+        return [{"instances": found}]
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """Squares of three colours in an image of several slices, one beyond Pillow's limit."""
+    coco = {"images": [], "annotations": [], "categories": []}
+    coco["categories"] = [{"id": 5 + i, "name": name} for i, name in enumerate("rgb")]
+    for image_id, (height, width) in enumerate([(250, 330), (80, 90), (300, 120)], start=1):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        name = f"{image_id}.png"
+        coco["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
+        # In the part that two slices share, or in one: whole in one of them at least.
+        for number, (x, y) in enumerate([(10, 12), (60, 50), (84, 20), (165, 84), (300, 200)]):
+            if x + 14 > width or y + 14 > height:
+                continue
+            pixels[y : y + 14, x : x + 14, number % 3] = 255
+            coco["annotations"].append(
+                {
+                    "id": len(coco["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": 5 + number % 3,
+                    "bbox": [x, y, 14, 14],
+                    "segmentation": [[x, y, x + 14, y, x + 14, y + 14, x, y + 14]],
+                    "area": 196,
+                    "iscrowd": 0,
+                }
+            )
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "squares.json").write_text(json.dumps(coco))
+    register_coco_instances("squares", {}, str(tmp_path / "squares.json"), str(tmp_path))
+    yield "squares"
+    DatasetCatalog.remove("squares")
+    MetadataCatalog.remove("squares")
+
+
+def test_what_is_perfect_in_slices_scores_100(cfg, squares, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    cfg.DATASETS.TEST = (squares,)
+    cfg.INPUT.MIN_SIZE_TEST = 0  # the finder wants pixels as they are
+    model = Finder()
+    results = Trainer.test(cfg, model)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    # Each image whole as well, the second, which is smaller than a slice, once.
+    sizes = [(250, 330), (80, 90), (300, 120)]
+    assert [each for each in model.shapes if each != (SIDE, SIDE)] == sizes
+    assert Image.MAX_IMAGE_PIXELS == 30_000
+
+
+def test_a_run_and_the_predictor_find_the_same(cfg, trained_folder):
+    predictor = rope_vit_det.Predictor(trained_folder, threshold=0.2, device="cpu")
+    image = np.random.default_rng(0).integers(0, 255, (170, 150, 3), np.uint8)
+    (theirs,) = SlicedPredictor(predictor, SIDE).predict([image])
+    inputs = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "height": 170}
+    (ours,) = SlicedModel(cfg, predictor.model)([{**inputs, "width": 150}])
+    ours = ours["instances"]
+    assert len(ours) == len(theirs) > 0
+    torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+    assert np.array_equal(ours.pred_masks, theirs.pred_masks)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TEST.SLICE.SIZE", 0], "TEST.SLICE.SIZE is 0; allowed"),
+        (["TEST.SLICE.SIZE", 16], "TEST.SLICE.SIZE takes the side of a slice, 32"),
+        (["TEST.SLICE.OVERLAP", 1.0], "TEST.SLICE.OVERLAP is 1.0; allowed"),
+        (["MODEL.META_ARCHITECTURE", "SemanticSegmentor"], "TEST.SLICE.ENABLED merges instances"),
+    ],
+)
+def test_wrong_settings_are_refused(cfg, opts, message):
+    cfg.merge_from_list([*opts, "MODEL.BACKBONE.NAME", "build_rope_vit_sfp_backbone"])
+    with pytest.raises(InputError, match=message):
+        check_settings(cfg)
