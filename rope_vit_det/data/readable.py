@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 class ReadableMapper:
     """A mapper of Detectron2's that names the image which it cannot read."""
 
-    def __init__(
-        self, mapper: Callable[[dict], dict | None], *, any_size: bool = False
-    ) -> None:
+    def __init__(self, mapper: Callable[[dict], dict | None], *, any_size: bool = False) -> None:
         """
         Args:
             any_size: beyond Pillow's limit as well.
