@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-slow coverage lint types clean
+.PHONY: help setup demo test test-lowest test-slow coverage lint clean
 
 help:
 	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 5 minutes)"
@@ -18,7 +18,6 @@ help:
 	@echo "make coverage   the tests, and which lines they reach"
 	@echo "make test-slow  the tests that take longer, or need PyPI"
 	@echo "make lint       ruff and the floors, as the tests run them"
-	@echo "make types      mypy, which still has complaints"
 	@echo "make setup      only set up .venv"
 	@echo "make clean      remove .venv, output/ and the demo's dataset"
 
@@ -33,6 +32,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist l
 test: $(READY)
 	@$(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check .
 	@$(VENV)/bin/lint-imports --verbose >/dev/null || $(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 	$(PYTEST)
 
 # Without birder, whose own bounds are higher: the tests that compare with it are left out.
@@ -55,10 +55,6 @@ lint: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 	$(VENV)/bin/lint-imports
-
-# Not yet clean, so no part of the tests.
-types: $(READY)
-	$(RUN) -m mypy
 
 clean:
 	rm -rf $(VENV) .venv-lowest output datasets/rope_vit_det_demo

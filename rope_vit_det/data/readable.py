@@ -35,7 +35,7 @@ class ReadableMapper:
         with any_number_of_pixels(self.any_size):
             return self._map(record)
 
-    def _map(self, record: dict) -> dict:
+    def _map(self, record: dict) -> dict | None:
         try:
             return self.mapper(record)
         except SizeMismatchError as error:

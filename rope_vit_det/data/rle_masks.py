@@ -84,7 +84,7 @@ class RLEMasks:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, item: Any) -> "Tensor | RLEMasks":
+    def __getitem__(self, item: Any) -> Any:
         if isinstance(item, int | np.integer):
             return torch.from_numpy(mask_util.decode(self.rles[item]).astype(bool))
         indices = np.arange(len(self))[item.numpy() if isinstance(item, Tensor) else item]
@@ -123,5 +123,5 @@ class RLEMasks:
             if part.size:
                 shape = tuple(int(side) for side in high - low)
                 part = cv2.resize(part * 255, shape, interpolation=cv2.INTER_LINEAR) > 127
-            rles.append(encode_part(part, *low, size))
+            rles.append(encode_part(part, int(low[0]), int(low[1]), size))
         return RLEMasks(rles, size)

@@ -114,6 +114,7 @@ def cut_annotation(
     changed: dict[str, Any] = {}
     area = all_of_it = 0.0
     if mask:
+        cut: Any
         if isinstance(mask, list):
             cut, around = _cut_polygons(mask, tile)
             area, all_of_it = (_polygon_area(each, size) for each in (cut, mask))
@@ -307,8 +308,9 @@ def _cut_rle(mask: dict[str, Any], tile: _Box) -> tuple[dict[str, Any], _Box, fl
     left, top = int(tile[0]), int(tile[1])
     part, x, y = _decoded(mask["counts"], *mask["size"])
     cut = encode_part(part[y0 - y : y1 - y, x0 - x : x1 - x], x0 - left, y0 - top, size)
-    around = [value + (left, top)[i % 2] for i, value in enumerate(box_of(cut))]
-    return cut, tuple(around), float(mask_util.area(cut)), all_of_it
+    x0, y0, x1, y1 = box_of(cut)
+    around = (x0 + left, y0 + top, x1 + left, y1 + top)
+    return cut, around, float(mask_util.area(cut)), all_of_it
 
 
 def _moved(mask: list | dict[str, Any], tile: _Box) -> list | dict[str, Any]:

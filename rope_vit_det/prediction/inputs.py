@@ -51,4 +51,4 @@ def check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
     if errors:
         more = f" ({len(errors)} of {len(paths)} images cannot be read)" if errors[1:] else ""
         raise InputError(f"{errors[0]}{more}")
-    return sizes
+    return [each for each in sizes if not isinstance(each, InputError)]

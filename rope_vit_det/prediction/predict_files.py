@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -88,16 +89,16 @@ def run(
     coco = CocoPredictions(predictor.classes) if json_file else None
     start = time.perf_counter()
     left_out = 0
-    if video:
+    if isinstance(source, Video):
         _predict_video(source, work, predictor, output, coco, batch_size)
     else:
         left_out = _predict_images(source, work, predictor, output, coco, batch_size)
-    if coco:
+    if coco and json_file:
         coco.write(json_file)
     print(work.summary(time.perf_counter() - start, predictor))
     for path in filter(None, (output, json_file)):
         print(f"written: {path}")
-    if left_out:
+    if left_out and isinstance(source, _Images):
         print(f"{left_out} of {len(source.paths)} images left out, see above", file=sys.stderr)
     return 1 if left_out else 0
 
@@ -125,7 +126,9 @@ class _Work:
         self.num_images = 0
         self.found: Counter[int] = Counter()
 
-    def __call__(self, images: list[np.ndarray], channel_order: str) -> list[Instances]:
+    def __call__(
+        self, images: list[np.ndarray], channel_order: Literal["RGB", "BGR"]
+    ) -> list[Instances]:
         start = time.perf_counter()
         results = self._model.predict(images, channel_order=channel_order)
         if self._keep is not None:
@@ -186,7 +189,8 @@ def _predict_images(
                     picture = draw_picture(image, found, predictor.metadata)
                     write_picture(picture, source.pictures[path])
             bar.update(len(loaded))
-            image = picture = results = found = loaded = batch = None  # before the next is read
+            # Before the next is read.
+            image = picture = results = found = loaded = batch = None  # type: ignore[assignment]
     if len(errors) == len(source.paths):
         raise InputError(f"none of the {len(errors)} images can be used; the first, {errors[0]}")
     return len(errors)

@@ -203,7 +203,9 @@ def _name(image: ImageLike, number: int) -> str:
 
 
 def _as_rgb(image: ImageLike, name: str, channel_order: str) -> np.ndarray:
-    if isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "read"):
+    if isinstance(image, str | os.PathLike | Image.Image) or (
+        not isinstance(image, np.ndarray) and hasattr(image, "read")
+    ):
         return read_rgb(image, name)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)

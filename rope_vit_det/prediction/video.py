@@ -71,7 +71,7 @@ class VideoFile:
         """Appends a frame; all have the size of the first."""
         if self._writer is None:
             height, width = frame.shape[:2]
-            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(
                 str(self._path), codec, self._frame_rate, (width, height)
             )

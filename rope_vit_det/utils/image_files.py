@@ -115,7 +115,7 @@ ORIENTATION = 274  # EXIF's tag
 _TURNED = range(2, 9)
 SIDEWAYS = (5, 6, 7, 8)
 # How a whole file ends, by PIL's name of its format.
-_JPEGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+_JPEGS: dict[str, bytes | None] = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 _ENDS = _JPEGS | {"PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 _STRIP = 2**24  # pixels that PIL hands over at a time
 _THREADS = 16  # most of the time they wait for the disk
@@ -210,7 +210,7 @@ def image_size(
             exif = Image.Image.getexif(image) if ends else image.getexif()
             if exif.get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
-            end = (_ENDS if ends else _JPEGS).get(image.format, b"" if ends else None)
+            end = (_ENDS if ends else _JPEGS).get(image.format or "", b"" if ends else None)
             if decode or end is None or not _ends_with(file, end):
                 image.load()
     except UnidentifiedImageError:
