@@ -14,6 +14,7 @@ from .config.keys import (
     PYRAMID_STRIDE,
     check_pyramid_config,
     check_rope_vit_config,
+    get_key,
     warn_of_high_rate,
 )
 from .config.use import as_arguments, compared_settings, disagreement, settings_for
@@ -67,12 +68,20 @@ class RoPEViTBackbone(RoPEViT, Backbone):
         # Detectron2's checkpointer drops tensors of another shape before they come here, and takes
         # what is missing with a log line; this is the one place that every load passes.
         own = [prefix + key for key in self.state_dict()]
+        found = [key for key in state_dict if key.startswith(prefix) and ".lora_" in key]
+        if not found:  # the weights that adapters are added to
+            own = [key for key in own if ".lora_" not in key]
+        elif found[0] not in own:
+            rank = next(len(state_dict[key]) for key in found if key.endswith("lora_a"))
+            raise InputError(
+                f"the checkpoint has LoRA's adapters: set MODEL.ROPE_VIT.LORA.RANK {rank}"
+            )
         missing = [key for key in own if key not in state_dict]
         birder = info_from_metadata(local_metadata)
         if missing:
-            found = f"{len(own) - len(missing)} of" if len(missing) < len(own) else "none of"
+            some = f"{len(own) - len(missing)} of" if len(missing) < len(own) else "none of"
             raise InputError(
-                f"the checkpoint has {found} the {len(own)} backbone tensors in the shapes that "
+                f"the checkpoint has {some} the {len(own)} backbone tensors in the shapes that "
                 f"MODEL.ROPE_VIT asks for (missing: {_shorten(missing)}); "
                 + _remedy(birder[0] if birder else None)
             )
@@ -162,7 +171,14 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
 
 
 def create_backbone(
-    name: str, *, patch_stride: int = PYRAMID_STRIDE, freeze_blocks: int = 0, **kwargs: Any
+    name: str,
+    *,
+    patch_stride: int = PYRAMID_STRIDE,
+    freeze_blocks: int = 0,
+    lora_rank: int = 0,
+    lora_alpha: float = 16.0,
+    lora_dropout: float = 0.0,
+    **kwargs: Any,
 ) -> RoPEViTBackbone:
     """A named network as a backbone, from explicit arguments: what MODEL.ROPE_VIT stands for.
 
@@ -171,6 +187,7 @@ def create_backbone(
         patch_stride: pixels between patches; the pyramids take 16.
         freeze_blocks: 0: none; n: stem, special tokens, position table and the first n blocks;
             -1: all.
+        lora_rank, lora_alpha, lora_dropout: see :meth:`RoPEViT.adapt`.
         kwargs: of :func:`~rope_vit_det.models.create_model`: image_size, pt_grid_size,
             window_size, global_blocks, drop_path_rate, activation_checkpoint.
 
@@ -179,6 +196,7 @@ def create_backbone(
     """
     net = create_model(name, patch_stride=patch_stride, cls=RoPEViTBackbone, **kwargs)
     assert isinstance(net, RoPEViTBackbone)
+    net.adapt(lora_rank, lora_alpha, lora_dropout)
     net.freeze(freeze_blocks)
     return net
 
@@ -207,14 +225,16 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
         activation_checkpoint=options.ACTIVATION_CHECKPOINT,
         compile=options.COMPILE,
         freeze_blocks=options.FREEZE_BLOCKS,
+        lora_rank=options.LORA.RANK,
+        lora_alpha=options.LORA.ALPHA,
+        lora_dropout=options.LORA.DROPOUT,
     )
     try:
         net = create_backbone(options.NAME, **arguments)
     except ArgumentError as error:
-        key = error.name.upper()
-        raise InputError(
-            f"MODEL.ROPE_VIT.{key} is {options[key]!r}; allowed: {error.allowed}"
-        ) from None
+        key = "MODEL.ROPE_VIT." + error.name.upper().replace("LORA_", "LORA.")
+        value = get_key(cfg, key)
+        raise InputError(f"{key} is {value!r}; allowed: {error.allowed}") from None
     if options.CHECK_WEIGHTS:
         net.settings = compared_settings(cfg)
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:

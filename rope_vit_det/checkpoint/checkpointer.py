@@ -189,8 +189,9 @@ class DetectorCheckpointer(DetectionCheckpointer):
             if tuple(found.shape) != tuple(own.shape) and not _is_birders(weights):
                 raise InputError(
                     f"{name} has shape {tuple(found.shape)} in the checkpoint and "
-                    f"{tuple(own.shape)} in the model; set MODEL.ROPE_VIT.NAME and IMAGE_SIZE to "
-                    "what the checkpoint was made with"
+                    f"{tuple(own.shape)} in the model; set MODEL.ROPE_VIT."
+                    f"{'LORA.RANK' if '.lora_' in name else 'NAME and IMAGE_SIZE'} to what the "
+                    "checkpoint was made with"
                 )
         incompatible = super()._load_model(checkpoint)
         if self.whole:

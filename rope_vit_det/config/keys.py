@@ -62,6 +62,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # 0: the whole network learns. n >= 1: stem, special tokens, position table and the first n
     # blocks are frozen, without drop path. -1: all of it is. MODEL.BACKBONE.FREEZE_AT is not read.
     net.FREEZE_BLOCKS = 0
+    # LoRA (arXiv 2106.09685): adapters of this rank at the products of every block, which learn
+    # instead of the network; times ALPHA / RANK. RANK 0: none. Exported files have them merged.
+    net.LORA = CfgNode({"RANK": 0, "ALPHA": 16.0, "DROPOUT": 0.0})
     # Recompute each block's activations in the backward pass: less memory, more time.
     net.ACTIVATION_CHECKPOINT = False
     # Run the blocks through `torch.compile`, in training and inference: the same result, after a

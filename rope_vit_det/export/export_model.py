@@ -16,6 +16,7 @@ from ..data.classes import Classes
 from ..data.own import register_own_data, use_own_data
 from ..engine.setup import check_config
 from ..errors import InputError
+from ..layers.lora import merge_adapters
 from ..models import RoPEViT
 from ..prediction.load_detector import load_detector, read_detector_config
 from ..utils.atomic_files import check_new_file, new_file
@@ -87,6 +88,7 @@ def run(
     if evaluate:
         check_config(cfg, eval_only=True)
     detector, classes = load_detector(cfg, categories)
+    merge_adapters(detector)
     step = size_multiple(detector)
     traced, *others = check_images(
         images, [traced_size(step), traced_size(step), other_size(step)], cfg.INPUT.FORMAT

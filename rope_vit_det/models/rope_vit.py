@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers.attention import QKVBias
 from ..layers.cpu import is_slow_bf16_autocast
 from ..layers.graphs import is_building_graph
+from ..layers.lora import add_adapter
 from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
 from ..layers.rope import Angles, Indexing, RotaryEmbedding2D, Rotation, random_scale
@@ -23,6 +24,7 @@ from ..utils.arguments import (
     check_argument,
     is_number,
     is_pair,
+    is_positive,
     is_share,
     is_whole_number,
     to_pair,
@@ -475,6 +477,26 @@ class RoPEViT(nn.Module):
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
+
+    def adapt(self, rank: int, alpha: float, dropout: float) -> None:
+        """Adds LoRA (arXiv 2106.09685) to the products of all blocks; the rest does not learn.
+
+        Attention's and feed-forward layers' own weights keep their names, and their values: the
+        network computes what it did, until the adapters have learned.
+
+        Args:
+            rank: of the adapters; 0: there are none, and nothing changes.
+            alpha, dropout: see :func:`~rope_vit_det.layers.lora.add_adapter`.
+        """
+        check_argument("lora_rank", rank, is_whole_number(rank), "0 (none) or a whole number")
+        check_argument("lora_alpha", alpha, is_positive(alpha), "a number above 0")
+        check_argument("lora_dropout", dropout, is_share(dropout), "a number from 0 to below 1")
+        if rank == 0:
+            return
+        self.requires_grad_(False)
+        for block in self.encoder.block:
+            for layer in [each for each in block.modules() if isinstance(each, nn.Linear)]:
+                add_adapter(layer, rank, alpha, dropout)
 
     def freeze(self, num_blocks: int) -> None:
         """Stops training of stem, special tokens, position table and the first blocks.

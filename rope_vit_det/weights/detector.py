@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from ..errors import InputError
+from ..layers.lora import merge_state
 from ..models.variants import VARIANTS, create_model, default_image_size
 from ..utils.arguments import to_pair
 from .birder import misfit
@@ -197,6 +198,7 @@ def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     bad = first_not_finite(state)
     if bad:
         raise InputError(f"{path}: tensor {prefix}{bad} has NaN or infinite values")
+    state = merge_state(state)
     found = info_from_metadata(getattr(model, "_metadata", {}).get(BACKBONE, {}))
     return state, found and found[0]
 
