@@ -43,6 +43,7 @@ RUN = {
     "python tools/convert_to_coco.py": "",
     "python tools/install_detectron2.py": "",
     "python docs/networks_table.py": "",
+    "python tools/slice_coco.py": "",
     "rope-vit-det-install-detectron2": "",
     "python tools/high_resolution_study.py": "--fine-tuning-iterations 1 --scales 1 1.5 -- "
     "SOLVER.MAX_ITER 1 SOLVER.WARMUP_ITERS 0",
@@ -69,6 +70,7 @@ FILLED = {
 ELSEWHERE = {
     "make demo": "by hand; its parts in tests/e2e",
     "make test": "this",
+    "python tools/aerial_trees.py": "tests/projects/test_aerial_trees.py",
     "pip install -e .": "tests/test_setup.py",
     "pip install .": "tests/test_installed.py",
     "export ": "a setting",

@@ -60,7 +60,7 @@ def run(output: Path, opts: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     results = _evaluate(own, opts, output)
     files = {"val_json": own["VAL_JSON"], "val_images": own["VAL_IMAGES"]}
     found = output / "run" / "inference" / "coco_instances_results.json"
-    draw(str(found), str(output / "drawn"), **files)
+    draw(str(found), str(output / "drawn"), confidence_threshold=0.3, **files)
     (output / "results.json").write_text(json.dumps(results, indent=1))
     print(_table(results))
     print(f"{minutes:.1f} minutes to the end of the training and its evaluation, {output}")
@@ -79,6 +79,8 @@ def _evaluate(own: dict[str, str], opts: Sequence[str], output: Path) -> dict[st
     sides = [round(_ENLARGED * side) for side in _VAL_SIZE]
     whole = ["TEST.SLICE.ENABLED", "False", "INPUT.MIN_SIZE_TEST", str(min(sides))]
     whole += ["INPUT.MAX_SIZE_TEST", str(max(sides))]
+    # As many proposals to an area as in slices, which are 30.
+    whole += ["MODEL.RPN.PRE_NMS_TOPK_TEST", "8000", "MODEL.RPN.POST_NMS_TOPK_TEST", "2000"]
     for positions, grid in (("counting", "None"), ("mapped", str(_GRID))):
         for way, more in (("in slices", []), ("whole", whole)):
             folder = output / "evaluations" / f"{way}, {positions}".replace(" ", "_")

@@ -19,6 +19,10 @@ def encode_part(part: np.ndarray, left: int, top: int, size: tuple[int, int]) ->
         size: (height, width) of the whole.
     """
     height, width = size
+    rows, columns = (np.flatnonzero(part.any(axis=axis)) for axis in (1, 0))
+    if len(rows):  # only what is around the object: it is small as a rule
+        left, top = left + columns[0], top + rows[0]
+        part = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     columns = np.zeros((part.shape[1], part.shape[0] + 2), np.int8)
     columns[:, 1:-1] = part.T
     # Column by column, a start and an end in turn; a run does not end where the next one starts.

@@ -1,4 +1,8 @@
-"""Large images in overlapping slices, merged as SAHI does by default (arXiv 2202.06934)."""
+"""Large images in overlapping slices, in the manner of SAHI (arXiv 2202.06934).
+
+SAHI's greedy merging joins whatever overlaps: where objects stand close, boxes of low scores, which
+AP counts too, grow over their neighbours. Here only what the border of a slice cut grows.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +23,7 @@ from ..errors import InputError
 
 _MIN_SIDE = 32
 _MATCH = 0.5  # of the smaller box's area: from there on, two of a class are one
+_BORDER = 0.01  # of a slice's side: what comes so close to its border may be cut by it
 _WHOLE = 1333  # pixels of the longer side of an image that is looked at whole
 _NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab", "ProposalNetwork")
 
@@ -79,15 +84,23 @@ def find_in_slices(
     height, width = size = image.shape[:2]
     boxes = windows(size, side, overlap)
     found = []
-    for left, top, right, bottom in boxes:
+    for look, (left, top, right, bottom) in enumerate(boxes):
         part = np.ascontiguousarray(image[top:bottom, left:right])
-        found.append(_placed(find(part), left, top, size))
+        each = _placed(find(part), left, top, size)
+        edges = each.pred_boxes.tensor
+        margin = _BORDER * side
+        is_cut = (edges[:, 0] < left + margin) & (left > 0)
+        is_cut |= (edges[:, 1] < top + margin) & (top > 0)
+        is_cut |= (edges[:, 2] > right - margin) & (right < width)
+        is_cut |= (edges[:, 3] > bottom - margin) & (bottom < height)
+        found.append(_labelled(each, look, is_cut))
     if len(boxes) > 1:
         scale = min(1.0, max(longest, side, _WHOLE) / max(size))
         if scale < 1:
             sides = (max(1, round(width * scale)), max(1, round(height * scale)))
             image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
-        found.append(_enlarged(find(np.ascontiguousarray(image)), size))
+        each = _enlarged(find(np.ascontiguousarray(image)), size)
+        found.append(_labelled(each, len(boxes), torch.zeros(len(each), dtype=torch.bool)))
     return _merged(Instances.cat(found))
 
 
@@ -168,32 +181,41 @@ def _around(masks: RLEMasks, boxes: Tensor) -> Boxes:
     return Boxes(torch.where(is_empty, boxes, tight))
 
 
+def _labelled(found: Instances, look: int, is_cut: Tensor) -> Instances:
+    found.look, found.is_cut = torch.full((len(found),), look), is_cut
+    return found
+
+
 def _merged(found: Instances) -> Instances:
-    """SAHI's greedy merging, class by class, the best first: boxes and masks are joined."""
+    """Class by class, the best first: it takes the place of what others saw of it.
+
+    Of one look, nothing is merged: that is the network's to decide. What is whole stays as it is;
+    what is cut is joined with what takes its place.
+    """
     boxes = found.pred_boxes.tensor.numpy().copy()
     classes, scores = found.pred_classes.numpy(), found.scores.numpy()
-    groups: dict[int, list[int]] = {}
+    looks, is_cut = found.look.numpy(), found.is_cut.numpy()
+    joined: dict[int, list[int]] = {}
     order = np.lexsort((*boxes.T[[3, 2, 1, 0]], -scores))
     for number in np.unique(classes):
         left = order[classes[order] == number]
         while len(left):
             best, rest = left[0], left[1:]
-            matches = _overlaps(boxes[best], boxes[rest]) >= _MATCH
-            groups[best] = []
-            for other in rest[matches]:
-                # The box has grown, and may have become the larger one.
-                if _overlaps(boxes[best], boxes[[other]])[0] >= _MATCH:
-                    groups[best].append(other)
-                    boxes[best, :2] = np.minimum(boxes[best, :2], boxes[other, :2])
-                    boxes[best, 2:] = np.maximum(boxes[best, 2:], boxes[other, 2:])
+            matches = (_overlaps(boxes[best], boxes[rest]) >= _MATCH) & (looks[rest] != looks[best])
+            joined[best] = rest[matches].tolist() if is_cut[best] else []
+            for other in joined[best]:
+                boxes[best, :2] = np.minimum(boxes[best, :2], boxes[other, :2])
+                boxes[best, 2:] = np.maximum(boxes[best, 2:], boxes[other, 2:])
             left = rest[~matches]
-    kept = sorted(groups, key=lambda i: (-scores[i], i))
+    kept = sorted(joined, key=lambda i: (-scores[i], i))
     result = found[torch.tensor(kept, dtype=torch.int64)]
+    result.remove("look")
+    result.remove("is_cut")
     result.pred_boxes = Boxes(torch.from_numpy(boxes[kept].reshape(-1, 4)))
     if found.has("pred_masks"):
         rles = found.pred_masks.rles
-        joined = [as_rle(mask_util.merge([rles[each] for each in (i, *groups[i])])) for i in kept]
-        result.pred_masks = RLEMasks(joined, found.image_size)
+        masks = [as_rle(mask_util.merge([rles[j] for j in (i, *joined[i])])) for i in kept]
+        result.pred_masks = RLEMasks(masks, found.image_size)
         result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
     return result
 

@@ -10,7 +10,8 @@ from .predictor import Predictor
 class SlicedPredictor:
     """A predictor whose images go through it in slices and, once more, whole.
 
-    What several slices find is merged as SAHI does by default. Masks are
+    What several slices find is merged: see
+    :func:`~rope_vit_det.evaluation.slicing.find_in_slices`. Masks are
     :class:`~rope_vit_det.data.rle_masks.RLEMasks`: pixels are made on demand.
     """
 

@@ -18,7 +18,7 @@ import rope_vit_det
 from rope_vit_det.engine.setup import check_settings
 from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
-from rope_vit_det.evaluation.slicing import SlicedModel
+from rope_vit_det.evaluation.slicing import SlicedModel, find_in_slices
 from rope_vit_det.prediction.slicing import SlicedPredictor
 
 SIDE = 100
@@ -111,6 +111,39 @@ def test_what_is_perfect_in_slices_scores_100(cfg, squares, monkeypatch):
     sizes = [(250, 330), (80, 90), (300, 120)]
     assert [each for each in model.shapes if each != (SIDE, SIDE)] == sizes
     assert Image.MAX_IMAGE_PIXELS == 30_000
+
+
+def test_only_what_a_border_cuts_grows(cfg):
+    """By hand: slices of 100 px at x = 0, 80, 100, in an image of 100x200."""
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[0, :, 0] = np.arange(200)  # so that a slice knows where it is
+    truth = {
+        # left: boxes in the image, scores
+        0: [((10, 10, 30, 30), 0.9), ((12, 10, 30, 60), 0.8), ((70, 40, 100, 60), 0.7)],
+        80: [((81, 40, 130, 60), 0.6), ((110, 70, 140, 90), 0.5), ((150, 5, 160, 15), 0.4)],
+        100: [((105, 70, 150, 95), 0.45), ((150, 5, 160, 15), 0.95), ((20, 20, 50, 50), 0)],
+    }
+
+    def find(part):
+        left, is_whole = int(part[0, 0, 0]), part.shape[1] == 200
+        found = Instances(part.shape[:2])
+        rows = [] if is_whole else [row for row in truth[left] if row[1]]
+        boxes = torch.tensor([box for box, _ in rows]).float().reshape(-1, 4)
+        found.pred_boxes = Boxes(boxes - torch.tensor([left, 0, left, 0]))
+        found.scores = torch.tensor([score for _, score in rows])
+        found.pred_classes = torch.zeros(len(rows), dtype=torch.int64)
+        return found
+
+    found = find_in_slices(image, find, side=100, overlap=0.2)
+    pairs = zip(found.pred_boxes.tensor.tolist(), found.scores.tolist(), strict=True)
+    got = {tuple(box): round(score, 2) for box, score in pairs}
+    assert got == {
+        (150, 5, 160, 15): 0.95,  # seen twice
+        (10, 10, 30, 30): 0.9,  # of one look, both stay
+        (12, 10, 30, 60): 0.8,
+        (70, 40, 130, 60): 0.7,  # cut, and joined
+        (110, 70, 140, 90): 0.5,  # whole, and not
+    }
 
 
 def test_a_run_and_the_predictor_find_the_same(cfg, trained_folder):

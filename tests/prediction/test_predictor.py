@@ -205,61 +205,6 @@ def test_slices_are_merged_in_the_coordinates_of_the_whole_image(predictor):
     assert len(nothing) == 0 and nothing.pred_masks.shape == (0, 220, 300)
 
 
-class BoxDetector:
-    """Finds boxes that depend on the part of the image that it is given."""
-
-    threshold = 0.5
-    device = torch.device("cpu")
-
-    def __init__(self, cfg):
-        self.cfg = cfg
-        self.classes = {"names": ["a", "b"], "ids": [1, 2]}
-
-    def __call__(self, image):
-        rng = np.random.default_rng(int(image.astype(np.int64).sum()))
-        low = rng.integers(0, [side - 30 for side in image.shape[1::-1]], (12, 2))
-        boxes = np.concatenate([low, low + rng.integers(5, 30, (12, 2))], axis=1)
-        found = Instances(image.shape[:2])
-        found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
-        found.scores = torch.tensor(rng.uniform(0.5, 1, 12), dtype=torch.float32)
-        found.pred_classes = torch.tensor(rng.integers(0, 2, 12))
-        return found
-
-
-def test_boxes_of_slices_are_merged_as_sahi_does(predictor):
-    from sahi.models.detectron2 import Detectron2DetectionModel
-    from sahi.predict import get_sliced_prediction
-
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.MASK_ON = False
-    detector = BoxDetector(cfg)
-
-    class Model(Detectron2DetectionModel):
-        required_packages = ()
-
-        def load_model(self):
-            self.model = lambda image: {"instances": detector(image)}
-            self.model.input_format = "RGB"
-            self.category_mapping = {"0": "a", "1": "b"}
-            self.category_names = ["a", "b"]
-
-    image = np.random.default_rng(0).integers(0, 255, (230, 310, 3), np.uint8)
-    theirs = get_sliced_prediction(
-        image,
-        Model(confidence_threshold=0.5, device="cpu"),
-        slice_height=96,
-        slice_width=96,
-        verbose=0,
-    ).object_prediction_list
-    (ours,) = SlicedPredictor(detector, 96).predict([image])
-    want = sorted((e.category.id, *map(float, e.bbox.to_xyxy())) for e in theirs)
-    rows = zip(ours.pred_classes.tolist(), ours.pred_boxes.tensor.tolist(), strict=True)
-    got = sorted((number, *box) for number, box in rows)
-    assert 20 < len(got) < 12 * 13
-    np.testing.assert_allclose(got, want)
-
-
 class DotDetector(SquareDetector):
     """Masks of one pixel, and of none; keypoints in the corners."""
 
@@ -288,7 +233,6 @@ def test_a_large_image_is_looked_at_whole_but_reduced(predictor):
     detector = SquareDetector(predictor.cfg)
     (found,) = SlicedPredictor(detector, 1000).predict([image])
     assert max(map(max, detector.sizes)) == 1333
-    # SAHI's greedy merging leaves parts of what is larger than a slice beside the whole.
     largest = int(found.pred_boxes.area().argmax())
     box = found.pred_boxes.tensor[largest].tolist()
     np.testing.assert_allclose(box, [500, 300, 1500, 2700], atol=2)
