@@ -121,7 +121,10 @@ def test_a_detector_takes_base_weights_and_goes_on_from_its_own_checkpoint(lora_
     merged = again.backbone.net.state_dict()
     assert all(torch.equal(state[key], merged[key]) for key in merged)
 
-    for rank, message in ((0, r"set MODEL\.ROPE_VIT\.LORA\.RANK 4"), (8, r"set MODEL\.ROPE_VIT\.LORA\.RANK to")):
+    for rank, message in (
+        (0, r"set MODEL\.ROPE_VIT\.LORA\.RANK 4"),
+        (8, r"set MODEL\.ROPE_VIT\.LORA\.RANK to"),
+    ):
         lora_cfg.MODEL.ROPE_VIT.LORA.RANK = rank
         with pytest.raises(InputError, match=message):
             DetectorCheckpointer(build_model(lora_cfg)).load(str(tmp_path / "adapted.pth"))
