@@ -273,7 +273,7 @@ def check_network(name: Any) -> None:
         if re.match(pattern, str(name)):
             raise ValueError(f"network {name!r} cannot be used: {reason}")
     raise ValueError(
-        f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; known are "
+        f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; allowed: "
         f"{', '.join(sorted(VARIANTS))}"
     )
 
