@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # For developers, in the sources alone.
-NOT_INSTALLED = {"benchmark", "benchmark_memory", "high_resolution_study"}
+NOT_INSTALLED = {"aerial_trees", "benchmark", "benchmark_memory", "high_resolution_study"}
 
 
 @pytest.fixture
