@@ -122,7 +122,7 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
     if path.suffix == ".safetensors":
         content: Any = load_safetensors(path)[0]
     else:
-        content = load_torch_file(path)
+        content = load_torch_file(path, mmap=True)  # it may be another's, who reads it again
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -21,7 +21,7 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(name="rope_vit_x14"), "rope_vit_x14.*did you mean.*known are.*rope_vit_reg4_b14"),
+        (dict(name="rope_vit_x14"), "rope_vit_x14.*did you mean.*allowed: .*rope_vit_reg4_b14"),
         (dict(name=["rope_vit_t14"]), r"unknown network \['rope_vit_t14'\]"),
         (dict(image_size=225), "image_size.*multiples of the patch size 14"),
         *[
