@@ -21,7 +21,7 @@ from .config.use import as_arguments, compared_settings, disagreement, settings_
 from .errors import InputError
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, levels_read, pyramid_for_heads
-from .utils.arguments import ArgumentError
+from .utils.arguments import ArgumentError, check_argument
 from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
 
@@ -197,6 +197,9 @@ def create_backbone(
     net = create_model(name, patch_stride=patch_stride, cls=RoPEViTBackbone, **kwargs)
     assert isinstance(net, RoPEViTBackbone)
     net.adapt(lora_rank, lora_alpha, lora_dropout)
+    # Else nothing of the network would learn, adapters included.
+    learns = not (lora_rank and freeze_blocks == -1)
+    check_argument("freeze_blocks", freeze_blocks, learns, "0 or more beside LoRA's adapters")
     net.freeze(freeze_blocks)
     return net
 

@@ -97,7 +97,7 @@ _OURS = (
 )
 # What the networks have no use for: of pretraining, or what they compute themselves.
 _NOT_THE_NETWORKS = re.compile(
-    r".*mask_token$|lm_head\.|projectors\.|local_cls_norm\.|.*\.bias_mask$|.*\bk_bias$|logit_scale$"
+    r".*mask_token$|lm_head\.|projectors\.|local_cls_norm\.|.*\.bias_mask$|logit_scale$"
     r"|rope\.(?!freqs$)|rope_embed\.|.*\.rope\.|.*\.freqs_(sin|cos)$|text\.|freqs_t_[xy]$"
 )
 
@@ -195,15 +195,9 @@ def _read(
     size = to_pair(entry.image_size if entry else default_image_size(network))
     patch = VARIANTS[network]["patch_size"]
     if "pos_embedding" in ours:
-        special = (
-            0
-            if not VARIANTS[network].get("pos_embed_special_tokens", True)
-            else (
-                VARIANTS[network].get("num_reg_tokens", 0)
-                + VARIANTS[network].get("class_token", True)
-            )
-        )
-        cells = ours["pos_embedding"].shape[1] - special
+        cells = ours["pos_embedding"].shape[1]
+        if VARIANTS[network].get("pos_embed_special_tokens", True):  # here: the class token alone
+            cells -= VARIANTS[network].get("class_token", True)
         side = round(max(cells, 0) ** 0.5)
         size = (side * patch, side * patch)
     config: dict[str, Any] = {}
@@ -258,7 +252,7 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
         if key == "rope.freqs":
             for i, frequencies in enumerate(tensor.unbind(1)):
                 ours[f"encoder.block.{i}.attn.frequencies"] = frequencies
-        elif ".attn." in key and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qv]_bias$|mask$", key):
+        elif ".attn." in key and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qkv]_bias$|mask$", key):
             continue  # below, together
         else:
             ours[_our_name(key, gated="mlp_layer" in arguments)] = tensor
@@ -328,8 +322,6 @@ def write_timm_file(
 
 
 def _our_name(key: str, *, gated: bool) -> str:
-    if key == "mlp.up":
-        return key
     for theirs, ours in _OURS:
         if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
             key = ours + key.removeprefix(theirs)

@@ -149,3 +149,9 @@ def test_wrong_values_name_their_key(lora_cfg, key, value):
     lora_cfg.MODEL.ROPE_VIT.LORA[key] = value
     with pytest.raises(InputError, match=rf"MODEL\.ROPE_VIT\.LORA\.{key} is {value}"):
         build_model(lora_cfg)
+
+
+def test_a_frozen_network_takes_no_adapters(lora_cfg):
+    lora_cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS = -1
+    with pytest.raises(InputError, match=r"FREEZE_BLOCKS is -1; allowed: 0 or more beside LoRA"):
+        build_model(lora_cfg)

@@ -176,6 +176,9 @@ def test_zero_biases_fit_both_networks_and_others_only_the_one_that_has_them(sha
     with_bias = shallow(f"{name}_qkvb").state_dict()
     with pytest.raises(InputError, match=r"bias of q is not zero.*_qkvb"):
         from_timm(with_bias, name)
+    keys = {k.replace("q_bias", "k_bias"): v for k, v in with_bias.items() if "q_bias" in k}
+    with pytest.raises(InputError, match="the bias of k is not zero"):
+        from_timm(with_bias | keys, f"{name}_qkvb")
     zero = {k: torch.zeros_like(v) if k.endswith("_bias") else v for k, v in with_bias.items()}
     for network in (name, f"{name}_qkvb"):
         state, _ = from_timm(zero, network)
