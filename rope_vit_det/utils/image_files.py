@@ -208,7 +208,10 @@ def image_size(
             width, height = image.size
             # A PNG's own would decode it, as its EXIF data may lie behind the pixels.
             exif = Image.Image.getexif(image) if ends else image.getexif()
-            if exif.get(ORIENTATION) in SIDEWAYS:
+            orientation = exif.get(ORIENTATION)
+            if image.format == "TIFF" and orientation in _TURNED and not ends:
+                raise ValueError("its EXIF data turn it, and Detectron2 would turn a TIFF twice")
+            if orientation in SIDEWAYS:
                 width, height = height, width
             end = (_ENDS if ends else _JPEGS).get(image.format or "", b"" if ends else None)
             if decode or end is None or not _ends_with(file, end):

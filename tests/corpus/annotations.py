@@ -40,6 +40,11 @@ def _truncated(world: World) -> None:
     world.json.write_text(text[: len(text) // 2])
 
 
+def _with_bom(world: World) -> None:
+    world.write_json()
+    world.json.write_text(world.json.read_text(), "utf-8-sig")
+
+
 def _every(split: str, **values):
     def spoil(world: World) -> None:
         for annotation in world.coco[split]["annotations"]:
@@ -64,6 +69,8 @@ def _bitmask(world: World) -> None:
 
 FILES = [
     Case("truncated JSON", "cut in the middle", _truncated, REFUSED, ("is not a JSON file",)),
+    Case("byte order mark", "saved by an editor for Windows", _with_bom, REFUSED,
+         ("begins with a byte order mark (BOM)", "tail -c +4")),
     Case("empty JSON", "a file of no bytes", _text(""), REFUSED, ("is not a JSON file",)),
     Case("web page", "an HTML error page", _text("<html>404"), REFUSED, ("is not a JSON file",)),
     Case(

@@ -63,11 +63,15 @@ def _bomb(world: World) -> None:
     world.image.write_bytes(content[:12] + checked + content[33:])
 
 
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
 def _turned(says_so: bool):
     def spoil(world: World) -> None:
-        exif = Image.Exif()
-        exif[ORIENTATION] = 6
-        world.save_image(_rgb(), "0.jpg", exif=exif)
+        world.save_image(_rgb(), "0.jpg", exif=_exif(6))
         if says_so:
             entry = world.image_entry
             entry["width"], entry["height"] = entry["height"], entry["width"]
@@ -148,6 +152,9 @@ CASES = [
     Case("turned by EXIF, unknown to the JSON",
          "orientation 6, and the JSON has the size of the stored pixels", _turned(False), REFUSED,
          ("images of another size than the JSON says: '0.jpg' image 1", f"({H}x{W}, not {W}x{H})")),
+    Case("a TIFF turned by EXIF", "orientation 3: Pillow turns it, and Detectron2 once more",
+         _save(_rgb(), "0.tiff", exif=_exif(3)), REFUSED,
+         (_CANNOT.format("0.tiff"), "Detectron2 would turn a TIFF twice")),
     Case("damaged EXIF", "a block of EXIF that holds noise",
          _save(_rgb(), "0.jpg", exif=b"Exif\0\0" + bytes(range(200))), HANDLED),
     Case("another size", "the JSON says 640x480",

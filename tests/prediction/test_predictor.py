@@ -56,7 +56,7 @@ def test_results_equal_detectron2s_whatever_the_form_of_the_image(predictor, pho
 def test_path_image_open_file_and_array_get_one_answer(
     predictor, photos, tmp_path, mode, orientation
 ):
-    kind = "jpg" if mode == "CMYK" else "png"
+    kind = {"CMYK": "jpg", "RGBA": "tiff"}.get(mode, "png")
     path = tmp_path / f"photo.{kind}"
     exif = Image.Exif()
     exif[274] = orientation
