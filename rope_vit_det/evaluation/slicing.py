@@ -22,7 +22,7 @@ from ..data.tiles import windows
 from ..errors import InputError
 
 _MIN_SIDE = 32
-_MATCH = 0.5  # of the smaller box's area: from there on, two of a class are one
+_MATCH = 0.5  # of the smaller one's area: from there on, two of a class are one
 _BORDER = 0.01  # of a slice's side: what comes so close to its border may be cut by it
 _WHOLE = 1333  # pixels of the longer side of an image that is looked at whole
 _NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab", "ProposalNetwork")
@@ -196,12 +196,16 @@ def _merged(found: Instances) -> Instances:
     classes, scores = found.pred_classes.numpy(), found.scores.numpy()
     looks, is_cut = found.look.numpy(), found.is_cut.numpy()
     joined: dict[int, list[int]] = {}
-    order = np.lexsort((*boxes.T[[3, 2, 1, 0]], -scores))
+    rles = found.pred_masks.rles if found.has("pred_masks") else None
+    order = np.lexsort((*boxes.T[[3, 2, 1, 0]], is_cut, -scores))
     for number in np.unique(classes):
         left = order[classes[order] == number]
         while len(left):
             best, rest = left[0], left[1:]
             matches = (_overlaps(boxes[best], boxes[rest]) >= _MATCH) & (looks[rest] != looks[best])
+            if rles is not None:  # boxes of objects that touch overlap as well
+                near = [rles[i] for i in rest[matches]]
+                matches[matches] = ~(_mask_overlaps(rles[best], near) < _MATCH)
             joined[best] = rest[matches].tolist() if is_cut[best] else []
             for other in joined[best]:
                 boxes[best, :2] = np.minimum(boxes[best, :2], boxes[other, :2])
@@ -212,8 +216,7 @@ def _merged(found: Instances) -> Instances:
     result.remove("look")
     result.remove("is_cut")
     result.pred_boxes = Boxes(torch.from_numpy(boxes[kept].reshape(-1, 4)))
-    if found.has("pred_masks"):
-        rles = found.pred_masks.rles
+    if rles is not None:
         masks = [as_rle(mask_util.merge([rles[j] for j in (i, *joined[i])])) for i in kept]
         result.pred_masks = RLEMasks(masks, found.image_size)
         result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
@@ -226,3 +229,12 @@ def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     shared = np.prod(np.clip(high - low, 0, None), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return shared / np.maximum(np.minimum(np.prod(box[2:] - box[:2]), areas), 1e-9)
+
+
+def _mask_overlaps(rle: dict[str, Any], rles: list[dict[str, Any]]) -> np.ndarray:
+    """The same of masks; NaN where one is empty."""
+    if not rles:
+        return np.zeros(0)
+    # Of a crowd, COCO takes the intersection as a share of the detection alone.
+    shares = mask_util.iou([rle], rles, [1] * len(rles)), mask_util.iou(rles, [rle], [1])
+    return np.maximum(shares[0][0], shares[1][:, 0])

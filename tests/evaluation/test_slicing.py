@@ -2,9 +2,13 @@
 perfect."""
 
 import json
+import subprocess
+import sys
+import zipfile
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -15,6 +19,7 @@ from helpers import DEMO_CONFIG
 from PIL import Image
 
 import rope_vit_det
+from rope_vit_det.data.rle_masks import as_rle, box_of
 from rope_vit_det.engine.setup import check_settings
 from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
@@ -111,6 +116,70 @@ def test_what_is_perfect_in_slices_scores_100(cfg, squares, monkeypatch):
     sizes = [(250, 330), (80, 90), (300, 120)]
     assert [each for each in model.shapes if each != (SIDE, SIDE)] == sizes
     assert Image.MAX_IMAGE_PIXELS == 30_000
+
+
+def voronoi(folder):
+    """Cells that leave no gap between them."""
+    points = np.random.default_rng(0).uniform(0, 330, (150, 2))
+    pixels = np.stack(np.meshgrid(*[np.arange(330)] * 2, indexing="ij"), axis=-1)
+    return 1 + np.linalg.norm(pixels[:, :, None] - points, axis=-1).argmin(axis=-1)
+
+
+def nuclei(folder):
+    """125 of a photograph from PyPI's stardist (BSD-3-Clause)."""
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
+    subprocess.run([*pip, "--dest", str(folder), "stardist==0.9.2"], check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        return np.array(Image.open(wheel.open("stardist/data/images/mask2d.tif"))).astype(int)
+
+
+@pytest.mark.parametrize("draw", [voronoi, pytest.param(nuclei, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", [100, 128, 200])
+def test_objects_that_touch_are_put_together_again(cfg, tmp_path, side, draw):
+    labels = draw(tmp_path)
+    Image.fromarray(np.repeat(labels[..., None], 3, axis=2).astype(np.uint8)).save(
+        tmp_path / "labels.png"
+    )
+    height, width = labels.shape
+    coco = {
+        "images": [{"id": 1, "file_name": "labels.png", "height": height, "width": width}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {
+                "id": int(number),
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": mask_util.toBbox(rle).tolist(),
+                "segmentation": as_rle(rle),
+                "iscrowd": 0,
+            }
+            for number in np.unique(labels[labels > 0])
+            for rle in [mask_util.encode(np.asfortranarray(labels == number, np.uint8))]
+        ],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(coco))
+
+    class Perfect(torch.nn.Module):
+        def forward(self, inputs):
+            image = inputs[0]["image"][0].numpy()
+            masks = [image == number for number in np.unique(image[image > 0])]
+            rles = [mask_util.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+            boxes = torch.tensor([box_of(rle) for rle in rles]).float().reshape(-1, 4)
+            found = Instances(image.shape, pred_boxes=Boxes(boxes), scores=torch.ones(len(rles)))
+            found.pred_classes = torch.zeros(len(rles), dtype=torch.int64)
+            found.pred_masks = torch.from_numpy(np.array(masks, bool).reshape(-1, *image.shape))
+            return [{"instances": found}]
+
+    register_coco_instances("labels", {}, str(tmp_path / "labels.json"), str(tmp_path))
+    try:
+        cfg.merge_from_list(["DATASETS.TEST", ("labels",), "INPUT.MIN_SIZE_TEST", 0])
+        cfg.merge_from_list(["TEST.SLICE.SIZE", side, "TEST.DETECTIONS_PER_IMAGE", 1000])
+        results = Trainer.test(cfg, Perfect())
+    finally:
+        DatasetCatalog.remove("labels")
+        MetadataCatalog.remove("labels")
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)
 
 
 def test_only_what_a_border_cuts_grows(cfg):
