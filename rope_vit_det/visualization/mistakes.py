@@ -12,6 +12,7 @@ from .sheets import caption_below, readable_scale
 
 # Okabe and Ito's, which the colour-blind can tell apart too; RGB.
 FOUND, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (86, 180, 233)
+_MAX_LABELS = 50  # of more, the picture would disappear behind them
 
 
 def draw_mistakes(
@@ -25,7 +26,8 @@ def draw_mistakes(
         masks: draw masks as well as boxes.
 
     Returns:
-        RGB, uint8; small images are enlarged.
+        RGB, uint8; small images are enlarged. Where more than 50 objects are drawn, they bear no
+        names and scores.
     """
     canvas = Visualizer(image, scale=readable_scale(image))
     kinds = (
@@ -33,6 +35,7 @@ def draw_mistakes(
         ("false", matches.false, FALSE),
         ("missed", matches.missed, MISSED),
     )
+    has_labels = sum(len(entries) for _, entries, _ in kinds) <= _MAX_LABELS
     for kind, entries, colour in kinds:
         if entries:
             canvas.overlay_instances(
@@ -40,7 +43,9 @@ def draw_mistakes(
                 masks=[GenericMask(each["segmentation"], *image.shape[:2]) for each in entries]
                 if masks
                 else None,
-                labels=[_label(each, class_names, kind) for each in entries],
+                labels=[_label(each, class_names, kind) for each in entries]
+                if has_labels
+                else None,
                 assigned_colors=[np.array(colour) / 255] * len(entries),
                 alpha=0.35,
             )

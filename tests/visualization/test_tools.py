@@ -46,6 +46,17 @@ def test_colours_say_what_is_found_false_and_missed(known_results):
         assert distance[kind] < 90 and min(distance, key=distance.get) == kind
 
 
+@pytest.mark.parametrize(("number", "is_named"), [(25, True), (26, False)])
+def test_names_do_not_hide_a_crowd(number, is_named):
+    image = np.full((200, 300, 3), 128, np.uint8)
+    entries = [{"category_id": 1, "bbox": [10 * i, 60, 8, 8]} for i in range(number)]
+    matches = ImageMatches({"file_name": "a.jpg"}, missed=entries, found=entries)
+    one, other = (
+        mistakes.draw_mistakes(image, matches, {1: name}, masks=False) for name in ("disc", "tree")
+    )
+    assert np.array_equal(one, other) != is_named
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
