@@ -10,11 +10,11 @@ from urllib.parse import parse_qs, urlparse
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
 from ..data.classes import Classes
 from ..data.validation.check import check_same_classes
+from ..detectron2_private import without_shared_keys
 from ..errors import InputError
 from ..models import RoPEViT
 from ..weights.detectron2_format import BACKBONE, METADATA_KEY
@@ -206,7 +206,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
                 f"{key} has shape {found} in the checkpoint and {wanted} in the model; take the "
                 "config that it was trained with (config.yaml beside it)"
             )
-        missing = sorted(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
+        missing = without_shared_keys(self.model, incompatible.missing_keys)
         if missing:
             raise InputError(
                 f"the checkpoint lacks {len(missing)} tensors of the model, the first is "

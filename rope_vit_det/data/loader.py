@@ -27,6 +27,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..detectron2_private import endless_indices
 from ..errors import InputError
 from ..utils.seeding import Purpose, seed_all
 from .coco_file import clean_records
@@ -89,14 +90,15 @@ class MicroBatchSampler(Sampler[list[_Where]]):
                 yield whole[slot].popleft()
 
     def _own_part(self) -> Iterator[_Where]:
-        if not hasattr(self.sampler, "_infinite_indices"):
+        stream = endless_indices(self.sampler)
+        if stream is None:
             # One of the user's, that iterates over what is for this process.
             for number, index in enumerate(self.sampler):
                 step, slot = divmod(number, len(self.slots))
                 yield step * self.num_slots + self.slots[slot], index
             return
         # Detectron2's own __iter__ is this stream, strided by rank and world size.
-        for position, index in enumerate(self.sampler._infinite_indices()):
+        for position, index in enumerate(stream):
             if position % self.num_slots in self.slots:
                 yield position, index
 

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
+from ..detectron2_private import go_on_after, last_written
 from ..errors import InputError, StoppedError
 from ..utils.memory import peak_memory_mib
 
@@ -53,7 +54,7 @@ class EventHistory(HookBase):
                 "iterations": torch.tensor(iterations, dtype=torch.int64),
                 "smoothing": storage.smoothing_hints()[name],
             }
-        written = max((writer._last_write for writer in self._writers), default=-1)
+        written = max(map(last_written, self._writers), default=-1)
         return {"scalars": scalars, "written": written}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -67,11 +68,9 @@ class EventHistory(HookBase):
         written = self._loaded.get("written", self.trainer.start_iter - 1)
         self._loaded = {}
         for writer in self._writers:
-            writer._last_write = written
-            if isinstance(writer, JSONWriter):
-                cut_metrics(writer._file_handle.name, written)
-            else:
-                writer._writer_args["purge_step"] = written + 1
+            file = go_on_after(writer, written)
+            if file is not None:
+                cut_metrics(file, written)
 
 
 def cut_metrics(path: str | os.PathLike, last: int) -> None:

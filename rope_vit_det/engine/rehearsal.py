@@ -33,7 +33,6 @@ from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -41,6 +40,7 @@ from ..config.keys import add_rope_vit_config, with_settings
 from ..config.rules import leaves
 from ..config.run_config import PACKAGE
 from ..data.validation.check import FAULTS_FILE
+from ..detectron2_private import logged_once
 from ..distributed.launch import count_processes
 from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
@@ -296,7 +296,6 @@ def _write_traceback(output: str) -> Path:
 def _nothing_stays() -> Iterator[None]:
     """Puts back what is global, and prints and logs nothing."""
     states, disabled = (random.getstate(), np.random.get_state()), logging.root.manager.disable
-    logged = dict(detectron2_logger._LOG_COUNTER)  # what is said only once, the run is to say
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with (
@@ -304,6 +303,7 @@ def _nothing_stays() -> Iterator[None]:
             torch.jit.optimized_execution(False),  # see TrainStep
             contextlib.redirect_stdout(io.StringIO()),
             warnings.catch_warnings(action="ignore"),
+            logged_once(),  # what is said only once, the run is to say
         ):
             logging.disable()
             yield
@@ -311,8 +311,6 @@ def _nothing_stays() -> Iterator[None]:
         logging.disable(disabled)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        detectron2_logger._LOG_COUNTER.clear()
-        detectron2_logger._LOG_COUNTER.update(logged)
 
 
 def _in_own_process(rehearsed: Callable[[], None], device: str) -> None:

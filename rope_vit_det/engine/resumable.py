@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..checkpoint.checkpoint_files import cannot_write
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.running_state import RunningState
+from ..detectron2_private import time_every_iteration
 from ..errors import RunError
 from .divergence import end_diverged
 from .hooks import Checkpoints
@@ -72,7 +73,7 @@ class ResumableTrainer(TrainerBase):
         if resumed:
             for hook in self._hooks:
                 if isinstance(hook, hooks.IterationTimer):
-                    hook._warmup_iter = 0  # every iteration has a time, as without the resume
+                    time_every_iteration(hook)  # as without the resume
         super().before_train()
         if resumed:
             self.iter = self.storage.iter = self.start_iter - 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import InputError
+from ..utils.torch_private import assert_in_graph, drop_guards
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_OPSET = 20
@@ -43,7 +44,7 @@ class Pyramid(nn.Module):
             # On tensors: to the exporter, sizes are multiples already, and nothing to check.
             for side in images.shape[-2:]:
                 rest = torch.scalar_tensor(side, dtype=torch.int64) % self.step
-                torch._assert_async(rest == 0, f"height and width must be multiples of {self.step}")
+                assert_in_graph(rest == 0, f"height and width must be multiples of {self.step}")
         return self.backbone((images - self.pixel_mean) / self.pixel_std)
 
     def to_pixels(self, images: Tensor) -> Tensor:
@@ -62,8 +63,7 @@ def export_pyramid(pyramid: Pyramid, images: Tensor, step: int) -> ExportedProgr
         program = torch.export.export(pyramid, (images,), dynamic_shapes=_dynamic(pyramid, step))
     # Newer torch would refuse other sizes by what it concluded from the multiple, in terms that
     # nobody can read, before the check in the graph. Ranges are checked all the same.
-    if hasattr(program, "_guards_code"):
-        program._guards_code = []
+    drop_guards(program)
     return program
 
 

@@ -29,6 +29,7 @@ from ..utils.arguments import (
     is_whole_number,
     to_pair,
 )
+from ..utils.torch_private import compile_settings, mark_dynamic
 from .encoder import Encoder, EncoderBlock
 
 # There is a graph for each combination of: the kinds of edge windows (about 15), batches of one or
@@ -423,14 +424,13 @@ class RoPEViT(nn.Module):
         """
         if self._compiled_blocks is None:
             self._compiled_blocks = torch.compile(self._run_blocks, fullgraph=True, dynamic=True)
-        dynamo = torch._dynamo  # imported on first use: it takes seconds
         # A size that happens to equal another one (the width, say) is no less free for that.
-        dynamo.maybe_mark_dynamic(x, [0, 1])
+        mark_dynamic(x, [0, 1])
         for table in args[:2]:
             if table is not None:
-                dynamo.maybe_mark_dynamic(table, 1)
+                mark_dynamic(table, [1])
         # The graph splitter for DDP takes no activation checkpoints.
-        with dynamo.config.patch(recompile_limit=_MAX_GRAPHS, optimize_ddp=False):
+        with compile_settings(recompile_limit=_MAX_GRAPHS, optimize_ddp=False):
             return self._compiled_blocks(x, *args)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 A new version may take each of these away; `tests/utils/test_torch_private.py` then says which.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.nn.modules import module as _module
 
 
@@ -31,3 +34,25 @@ def are_watched(modules: Iterable[nn.Module]) -> bool:
         or "forward" in vars(module)
         for module in modules
     )
+
+
+def assert_in_graph(condition: Tensor, message: str) -> None:
+    """An assertion on a tensor, which stays in what `torch.export` writes."""
+    torch._assert_async(condition, message)
+
+
+def drop_guards(program: ExportedProgram) -> None:
+    """Takes out what newer versions of torch conclude from ranges of sizes; the ranges stay."""
+    if hasattr(program, "_guards_code"):
+        program._guards_code = []
+
+
+def mark_dynamic(x: Tensor, dims: Sequence[int]) -> None:
+    """Sizes of a tensor for which a compiled graph is not to be made anew."""
+    torch._dynamo.maybe_mark_dynamic(x, dims)
+
+
+def compile_settings(**settings: Any) -> AbstractContextManager:
+    """Settings of `torch.compile` within a block."""
+    patch: AbstractContextManager = torch._dynamo.config.patch(**settings)
+    return patch

@@ -16,6 +16,40 @@ def test_onednn_linear_is_a_linear_layer():
     torch.testing.assert_close(found, layer(x).detach())
 
 
+def test_an_assertion_stays_in_what_export_writes():
+    class Checked(nn.Module):
+        def forward(self, x):
+            rest = torch.scalar_tensor(x.shape[0], dtype=torch.int64) % 2
+            torch_private.assert_in_graph(rest == 0, "not even")
+            return x + 1
+
+    sizes = ({0: torch.export.Dim("n", min=2, max=8)},)
+    program = torch.export.export(Checked(), (torch.zeros(4),), dynamic_shapes=sizes)
+    torch_private.drop_guards(program)
+    run = program.module()
+    assert run(torch.zeros(6)).shape == (6,)
+    with pytest.raises(RuntimeError, match="not even"):
+        run(torch.zeros(5))
+    with pytest.raises((RuntimeError, AssertionError), match="<= 8"):
+        run(torch.zeros(10))
+
+
+def test_a_marked_size_makes_no_new_graph():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda x: x * x.shape[0], backend=count, fullgraph=True)
+    with torch_private.compile_settings(recompile_limit=1, automatic_dynamic_shapes=False):
+        for size in (3, 5, 7):
+            x = torch.ones(size)
+            torch_private.mark_dynamic(x, [0])
+            assert compiled(x).sum() == size * size
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize(
     "register",
     [
