@@ -86,15 +86,34 @@ class EncoderBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(
-        self, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None = None
+        self,
+        x: Tensor,
+        rope: Tensor,
+        windows: Sequence[WindowGroup] | None = None,
+        kept: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> Tensor:
         """(B, S + N, C) to the same; the arguments are those of :class:`RotaryAttention`.
 
         ``x`` may be more precise than the weights, and then stays so.
+
+        Args:
+            kept: what :meth:`draw_kept` drew for the two branches; None: is drawn here.
         """
         if cpu.takes(self, x):
             return cpu.block_forward(self, x, rope, windows)
         y = self.attn(self.norm1(x.to(self.norm1.weight.dtype)), rope, windows)
-        x = x + self.drop_path(self.layer_scale_1(y))
+        x = x + self._drop(self.layer_scale_1(y), kept[0])
         y = self.mlp(self.norm2(x.to(self.norm2.weight.dtype)))
-        return x + self.drop_path(self.layer_scale_2(y))
+        return x + self._drop(self.layer_scale_2(y), kept[1])
+
+    def draw_kept(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Stochastic depth's factors of the two branches, (B, 1, 1), for a graph of any rate."""
+        if not self.training:
+            return None, None
+        ones = x.new_ones(len(x), 1, 1)
+        return self.drop_path(ones), self.drop_path(ones)
+
+    def _drop(self, y: Tensor, kept: Tensor | None) -> Tensor:
+        if kept is not None:
+            return y * kept
+        return self.drop_path(y) if self.training else y

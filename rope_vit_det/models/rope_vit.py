@@ -18,7 +18,7 @@ from ..layers.lora import add_adapter
 from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
 from ..layers.pooling import AttentionPool
 from ..layers.rope import Angles, Indexing, RotaryEmbedding2D, Rotation, random_scale
-from ..layers.windows import WindowGroup, from_windows, to_windows, window_groups
+from ..layers.windows import from_windows, to_windows, window_groups
 from ..utils.arguments import (
     are_blocks,
     check_argument,
@@ -29,7 +29,7 @@ from ..utils.arguments import (
     is_whole_number,
     to_pair,
 )
-from ..utils.torch_private import compile_settings, mark_dynamic
+from ..utils.torch_private import compile_settings, graph_options, mark_dynamic
 from .encoder import Encoder, EncoderBlock
 
 # There is a graph for each combination of: the kinds of edge windows (about 15), batches of one or
@@ -210,7 +210,8 @@ class RoPEViT(nn.Module):
         self.features_only = features_only
         self.activation_checkpoint = activation_checkpoint
         self.compiled = compile
-        self._compiled_blocks: Callable[..., Tensor] | None = None
+        self._compiled_blocks: dict[bool, Callable[..., Tensor]] = {}
+        self._trained_shapes: set[tuple[int, ...]] = set()
         self.pooling = pooling or ("class_token" if class_token else "mean")
         self.norm_pooled = norm_pooled
         self.attn_pool_special_tokens = attn_pool_special_tokens
@@ -390,52 +391,55 @@ class RoPEViT(nn.Module):
         window_rope = windows = None
         if window is not None:
             window_rope, windows = table(window=window), window_groups(grid, window)
+        run = _run_block
         if self.compiled and not is_building_graph():
-            run = self._run_compiled_blocks
-        else:
-            run = self._run_blocks
+            run = self._compiled_block(x)
         # In a network that was cast to bf16, the sum of all branches is what rounding hurts most.
         dtype = x.dtype
         x = x.to(torch.promote_types(dtype, torch.float32))
-        return run(x, global_rope, window_rope, windows).to(dtype), grid
-
-    def _run_blocks(
-        self,
-        x: Tensor,
-        global_rope: Tensor,
-        window_rope: Tensor | None,
-        windows: list[WindowGroup] | None,
-    ) -> Tensor:
+        recompute = self.activation_checkpoint and torch.is_grad_enabled()
         for i, block in enumerate(self.encoder.block):
-            args: tuple[Any, ...] = (x, global_rope)
-            if windows is not None and i not in self.global_blocks:
-                args = (x, window_rope, windows)
-            if self.activation_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, *args, use_reentrant=False)
+            if windows is None or i in self.global_blocks:
+                x = run(block, recompute, x, global_rope)
             else:
-                x = block(*args)
-        return x
+                x = run(block, recompute, x, window_rope, windows)
+        return x.to(dtype), grid
 
-    def _run_compiled_blocks(self, x: Tensor, *args: Any) -> Tensor:
-        """:meth:`_run_blocks` as one graph for many sizes.
+    def _compiled_block(self, x: Tensor) -> Callable[..., Tensor]:
+        """:func:`_run_block` as a graph that all blocks share.
 
-        Stem, position table and rotary tables stay outside: they are little work, and all that
-        sees height and width. To the blocks, a size is a number of tokens.
+        In training it is made for one size while there is but one, as with large-scale jitter, else
+        for any: to a block, a size is a number of tokens. What draws random numbers by a block's
+        own rate stays outside, as do stem, position table and rotary tables.
+
+        Args:
+            x: (B, S + N, C), of the first block.
         """
-        if self._compiled_blocks is None:
-            self._compiled_blocks = torch.compile(self._run_blocks, fullgraph=True, dynamic=True)
-        # A size that happens to equal another one (the width, say) is no less free for that.
-        mark_dynamic(x, [0, 1])
-        for table in args[:2]:
-            if table is not None:
-                mark_dynamic(table, [1])
-        # The graph splitter for DDP takes no activation checkpoints.
-        with compile_settings(recompile_limit=_MAX_GRAPHS, optimize_ddp=False):
-            return self._compiled_blocks(x, *args)
+        if self.training and len(self._trained_shapes) < 2:
+            self._trained_shapes.add(tuple(x.shape))
+        dynamic = not self.training or self._trained_shapes != {tuple(x.shape)}
+        if dynamic not in self._compiled_blocks:
+            self._compiled_blocks[dynamic] = torch.compile(
+                _run_block, fullgraph=True, dynamic=dynamic, options=graph_options(x, dynamic)
+            )
+        compiled = self._compiled_blocks[dynamic]
+
+        def run(
+            block: EncoderBlock, recompute: bool, x: Tensor, rope: Tensor, *windows: Any
+        ) -> Tensor:
+            kept = block.draw_kept(x)
+            if dynamic:  # a size that happens to equal another one (the width, say) is no less free
+                mark_dynamic(x, [0, 1])
+                mark_dynamic(rope, [1])
+            # The graph splitter for DDP takes no activation checkpoints.
+            with compile_settings(recompile_limit=_MAX_GRAPHS, optimize_ddp=False):
+                return compiled(block, recompute, x, rope, *(windows or (None,)), kept)
+
+        return run
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles compile anew.
-        return {**self.__dict__, "_compiled_blocks": None}
+        return {**self.__dict__, "_compiled_blocks": {}, "_trained_shapes": set()}
 
     def _add_special_tokens(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         pos = self._absolute_positions(grid)
@@ -526,3 +530,10 @@ class RoPEViT(nn.Module):
                 tokens.requires_grad_(False)
         for module in (self.conv_proj, self.encoder.pre_block, *blocks):
             module.requires_grad_(False)
+
+
+def _run_block(block: EncoderBlock, recompute: bool, *args: Any) -> Tensor:
+    """A block, whose activations are kept for the backward pass or computed again there."""
+    if recompute:
+        return checkpoint(block, *args, use_reentrant=False)
+    return block(*args)

@@ -56,3 +56,14 @@ def compile_settings(**settings: Any) -> AbstractContextManager:
     """Settings of `torch.compile` within a block."""
     patch: AbstractContextManager = torch._dynamo.config.patch(**settings)
     return patch
+
+
+def graph_options(x: Tensor, dynamic: bool) -> dict[str, Any] | None:
+    """Options of `torch.compile` that a graph needs.
+
+    On GPUs, torch 2.11's analysis of memory access fails on graphs of any size.
+    """
+    name = "triton.coalesce_tiling_analysis"
+    if dynamic and x.is_cuda and name in torch._inductor.list_options():
+        return {name: False}
+    return None
