@@ -22,6 +22,7 @@ from .errors import InputError
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, levels_read, pyramid_for_heads
 from .utils.arguments import ArgumentError, check_argument
+from .weights.adapters import restore_base
 from .weights.detectron2_format import info_from_metadata
 from .weights.info import WeightsInfo
 
@@ -76,6 +77,7 @@ class RoPEViTBackbone(RoPEViT, Backbone):
             raise InputError(
                 f"the checkpoint has LoRA's adapters: set MODEL.ROPE_VIT.LORA.RANK {rank}"
             )
+        restore_base(state_dict, prefix, local_metadata)
         missing = [key for key in own if key not in state_dict]
         birder = info_from_metadata(local_metadata)
         if missing:

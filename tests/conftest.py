@@ -29,7 +29,7 @@ else:  # make test-lowest: its own bounds are higher than ours
         "properties/test_round_trips.py",
         *(
             f"weights/test_{name}.py"
-            for name in ("birder", "convert", "detectron2", "hub", "table")
+            for name in ("adapters", "birder", "convert", "detectron2", "hub", "table")
         ),
     ]
 

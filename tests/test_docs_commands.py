@@ -229,7 +229,7 @@ def voc_label() -> str:
 
 def bring_diverged_batch(folder: Path) -> None:
     """What a run leaves whose loss is not finite; here for its learning rate."""
-    steep = "SOLVER.BASE_LR 1e30 SOLVER.CLIP_GRADIENTS.ENABLED False OUTPUT_DIR output/steep"
+    steep = "SOLVER.BASE_LR 1e18 SOLVER.CLIP_GRADIENTS.ENABLED False OUTPUT_DIR output/steep"
     command = f"python tools/train_net.py --config-file configs/demo.yaml {steep}"
     answer = run(Command(command), folder)
     (dump,) = (folder / "output" / "steep").glob("diverged_*.pth")

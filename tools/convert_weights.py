@@ -4,6 +4,7 @@
   convert_weights.py rope_vit_reg4_b14_x.pt backbone.pth
   convert_weights.py rope_vit_reg4_b14_x.pt rope_vit_reg4_b14_x.safetensors
   convert_weights.py model_final.pth rope_vit_reg4_b14_det.pt --head-from rope_vit_reg4_b14_x.pt
+  convert_weights.py model_final.pth adapters.pth --base rope_vit_reg4_b14_x.pt
 
 A file that is there already stays, unless --force is given.
 """
@@ -42,6 +43,12 @@ def main() -> None:
         "--add-config",
         metavar="JSON",
         help="entries for the file's config, e.g. '{\"pt_grid_size\": [16, 16]}'",
+    )
+    add(
+        "--base",
+        metavar="WEIGHTS",
+        help="leave these out, from which a detector with LoRA was trained: adapters and heads "
+        "remain, and name them by their sha256",
     )
     add("--force", action="store_true", help="replace a file that is there")
     args = parser.parse_args()

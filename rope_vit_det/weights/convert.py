@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..layers.patch_embed import pseudo_inverse_resize, resample_kernel
 from ..models.variants import VARIANTS, is_birders
 from ..utils.atomic_files import check_new_file
+from .adapters import write_adapters
 from .birder import SUFFIXES, misfit, network_of_file_name, write_torch_file, write_weights_file
 from .detector import read_detector
 from .detectron2_format import to_detectron2
@@ -32,6 +33,7 @@ def convert(
     config_file: str | os.PathLike[str] | None = None,
     patch_size: int | None = None,
     add_config: Mapping[str, Any] | None = None,
+    base: str | None = None,
     force: bool = False,
 ) -> list[str]:
     """Writes weights into another file, whole or not at all.
@@ -48,6 +50,8 @@ def convert(
         patch_size: pixels; the patch kernel is resampled to it for good, and the image size with it
             (:func:`resample_patches`).
         add_config: entries, with birder's keys, that the file shall have in its `config`.
+        base: the weights that a detector with LoRA's adapters was trained from; the output (`.pth`)
+            is that detector without them (:func:`~rope_vit_det.weights.adapters.write_adapters`).
         force: replace a file that is there.
 
     Returns:
@@ -63,6 +67,14 @@ def convert(
             f"{DETECTRON2_SUFFIX} (Detectron2's)"
         )
     check_new_file(output, force=force)
+    if base is not None:
+        if {Path(source).suffix, output.suffix} != {DETECTRON2_SUFFIX}:
+            raise InputError(
+                f"--base is for detectors, from {DETECTRON2_SUFFIX} to {DETECTRON2_SUFFIX}"
+            )
+        if network or head_from or config_file or patch_size or add_config:
+            raise InputError("--base leaves the tensors as they are: no other option than --force")
+        return [write_adapters(source, output, base, force=force)]
     notes: list[str] = []
     if Path(source).suffix == DETECTRON2_SUFFIX:
         state, info, notes = read_detector(

@@ -13,11 +13,12 @@ from ..errors import InputError
 from ..layers.lora import merge_state
 from ..models.variants import VARIANTS, create_model, default_image_size
 from ..utils.arguments import to_pair
+from .adapters import plain_state
 from .birder import misfit
 from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
 from .info import WeightsInfo, architecture_from_config
 from .load import read_weights
-from .safe import COMPILED, first_not_finite, load_torch_file
+from .safe import first_not_finite, load_torch_file
 
 # What a run of Detectron2's writes beside its checkpoints.
 RUN_CONFIG = "config.yaml"
@@ -180,26 +181,16 @@ def _entry(node: yaml.Node | None, name: str) -> Any:
 
 
 def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
-    content = load_torch_file(path)
-    model = content.get("model", content) if isinstance(content, Mapping) else content
-    tensors = {
-        key.replace(COMPILED, ""): value
-        for key, value in (model.items() if isinstance(model, Mapping) else ())
-        if isinstance(key, str)
-    }
+    tensors, metadata = plain_state(load_torch_file(path))
     prefix = f"{BACKBONE}."
-    state = {
-        key.removeprefix(prefix): value
-        for key, value in tensors.items()
-        if key.startswith(prefix) and isinstance(value, Tensor)
-    }
+    state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     if not state:
         raise InputError(f"{path} is no checkpoint of a RoPE ViT detector: it has no {BACKBONE}.*")
     bad = first_not_finite(state)
     if bad:
         raise InputError(f"{path}: tensor {prefix}{bad} has NaN or infinite values")
     state = merge_state(state)
-    found = info_from_metadata(getattr(model, "_metadata", {}).get(BACKBONE, {}))
+    found = info_from_metadata(metadata.get(BACKBONE, {}))
     return state, found and found[0]
 
 

@@ -186,6 +186,69 @@ def test_a_step_has_one_collective_beside_ddps(run, tmp_path):
     assert first == second == ["all_gather"]
 
 
+SYNCHRONISING = """
+    import json
+    from rope_vit_det.distributed.launch import launch
+    from rope_vit_det.engine.main import _run_in_process
+    from rope_vit_det.engine.setup import load_config
+    from rope_vit_det.engine.trainer import Trainer
+    from detectron2.engine import default_argument_parser
+    from detectron2.utils import comm
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    class Counting(Trainer):
+        def before_train(self):
+            super().before_train()
+            self.counts = {}
+            if comm.get_world_size() > 1:
+                assert not self.model.find_unused_parameters
+                self.model.register_comm_hook(None, self.count)
+
+        def count(self, state, bucket):
+            for parameter in bucket.parameters():
+                self.counts[id(parameter)] = self.counts.get(id(parameter), 0) + 1
+            return allreduce_hook(None, bucket)
+
+        def after_train(self):
+            super().after_train()
+            if self.counts and comm.is_main_process():
+                model = self.model.module
+                counts = {n: self.counts.get(id(p), 0) for n, p in model.named_parameters()}
+                with open("counts.json", "w") as file:
+                    json.dump(counts, file)
+
+    def main(args, cfg):
+        _run_in_process(args, cfg, Counting)
+
+    if __name__ == "__main__":
+        args = default_argument_parser().parse_args()
+        cfg = load_config(args)
+        launch(main, args, cfg, device=cfg.MODEL.DEVICE)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_synchronise_adapters_and_heads_alone(run, tmp_path):
+    script = tmp_path / "synchronising.py"
+    script.write_text(textwrap.dedent(SYNCHRONISING))
+    short = (*TINY, "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0", "DATASETS.TEST", "()")
+    lora = ("MODEL.ROPE_VIT.LORA.RANK", "4", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model")
+    # All levels are read, so that no unused parameter is looked for.
+    lora += ("MODEL.RPN.IN_FEATURES", "['p3','p4','p5','p6','p7']")
+    lora += ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]")
+    for options, name in ((("--num-gpus", "2"), "two"), ((), "one")):
+        accumulate = ("SOLVER.ACCUMULATE", "2") if name == "one" else ()
+        answer = run(script, *TRAIN[1:], *options, *short, *lora, *accumulate, "OUTPUT_DIR", name)
+        assert answer.returncode == 0, answer.stderr[-3000:]
+    for name, count in json.loads((tmp_path / "counts.json").read_text()).items():
+        frozen = name.startswith("backbone.net.") and ".lora_" not in name
+        assert count == (0 if frozen else 3), name
+    two, one = (_weights(tmp_path / name / "model_final.pth") for name in ("two", "one"))
+    for name, weight in one.items():
+        assert torch.allclose(two[name], weight, rtol=1e-3, atol=1e-4), name
+        assert not name.endswith("lora_b") or weight.abs().max() > 1e-3, name
+
+
 DYING = """
     from rope_vit_det.engine.train_step import TrainStep
     from rope_vit_det.engine.trainer import Trainer

@@ -6,6 +6,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from helpers import DEMO_CONFIG
 
@@ -82,6 +83,29 @@ def test_checkpoints_hold_both_and_detectron2_loads_the_average(cfg, tmp_path):
     fresh.resume_or_load(resume=False)
     assert _distance(fresh.model.state_dict(), average) == 0
     assert _distance(fresh.evaluated_model.state_dict(), average) == 0
+
+
+def test_adapters_are_averaged_and_the_network_stays(cfg, tmp_path):
+    cfg.MODEL.ROPE_VIT.LORA.RANK = 4
+    cfg.SOLVER.MAX_ITER = 2
+    trainer = Trainer(cfg)
+    start = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    states = [start]
+    note = hooks.CallbackHook(
+        after_step=lambda t: states.append({k: v.clone() for k, v in t.model.state_dict().items()})
+    )
+    trainer.register_hooks([note])
+    trainer.train()
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    for name, tensor in start.items():
+        if ".lora_" in name:
+            average = 0.25 * tensor + 0.25 * states[1][name] + 0.5 * states[2][name]
+            assert torch.allclose(saved["model"][name], average, rtol=1e-5, atol=1e-8), name
+        elif name.startswith("backbone.net."):
+            assert torch.equal(saved["model"][name], tensor), name
+            assert torch.equal(saved["trained_model"][name], tensor), name
+    moved = [name for name in start if name.endswith("lora_b") and saved["model"][name].any()]
+    assert len(moved) == len([name for name in start if name.endswith("lora_b")]) > 0
 
 
 def test_a_resumed_run_goes_on_with_both(cfg, tmp_path):

@@ -89,7 +89,14 @@ def _retinanet_without_grouping(cfg):
     cfg.DATASETS.TEST = ()
 
 
-@pytest.mark.parametrize("change", [_ema, _retinanet_without_grouping])
+def _lora(cfg):
+    cfg.MODEL.ROPE_VIT.LORA.RANK, cfg.MODEL.ROPE_VIT.LORA.DROPOUT = 4, 0.2
+    _ema(cfg)
+
+
+@pytest.mark.parametrize(
+    "change", [_ema, _retinanet_without_grouping, pytest.param(_lora, marks=pytest.mark.slow)]
+)
 def test_a_run_cut_off_twice(cfg, tmp_path, change):
     change(cfg)
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -84,9 +84,18 @@ def test_merged_they_are_the_plain_network_with_other_weights(name):
         assert relative_difference(plain.detection_features(x)["neck"], learned) < 1e-5
 
 
-def test_without_a_rank_nothing_is_there():
-    net = create_backbone("rope_vit_reg4_demo16")
-    assert not any("lora" in key for key in net.state_dict())
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_rank_nothing_changes(name):
+    torch.manual_seed(0)
+    plain = create_model(name, num_layers=2, features_only=True)
+    random_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    net = create_backbone(name, num_layers=2, patch_stride=plain.patch_size, lora_dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    state, wanted = net.state_dict(), plain.state_dict()
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+    assert [type(m) for m in net.encoder.modules()] == [type(m) for m in plain.encoder.modules()]
     assert all(p.requires_grad for p in net.parameters())
 
 

@@ -1,22 +1,27 @@
 """The predictor against Detectron2's own, whatever it is given."""
 
 import io
+import shutil
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 import rope_vit_det
 from rope_vit_det.data.classes import to_coco_results
 from rope_vit_det.errors import InputError
+from rope_vit_det.layers.lora import merge_state
 from rope_vit_det.prediction.slicing import SlicedPredictor
 from rope_vit_det.utils.image_files import read_rgb
 from rope_vit_det.visualization.predictions import draw_picture
+from rope_vit_det.weights.convert import convert
 
 THRESHOLD = 0.2
 
@@ -48,6 +53,33 @@ def test_results_equal_detectron2s_whatever_the_form_of_the_image(predictor, pho
     for image in (path, Image.open(path), np.ascontiguousarray(bgr[:, :, ::-1])):
         assert_same(predictor(image), theirs)
     assert_same(predictor(bgr, channel_order="BGR"), theirs)
+
+
+def test_a_folder_with_adapters_is_the_merged_detector(trained_folder, photos, tmp_path):
+    adapted, merged = tmp_path / "adapted", tmp_path / "merged"
+    for folder in (adapted, merged):
+        shutil.copytree(trained_folder, folder)
+    base = str(trained_folder / "model_final.pth")
+    cfg = rope_vit_det.Predictor(trained_folder, device="cpu").cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROPE_VIT.LORA.RANK = 4
+    (adapted / "config.yaml").write_text(cfg.dump())
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(base)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_b"):
+                parameter.normal_(std=0.05)
+    checkpoint, state = torch.load(base, weights_only=True), model.state_dict()
+    torch.save(checkpoint | {"model": state}, adapted / "model_final.pth")
+    torch.save(checkpoint | {"model": merge_state(state)}, merged / "model_final.pth")
+    convert(adapted / "model_final.pth", tmp_path / "adapters.pth", base=base)
+    oracle = DefaultPredictor(rope_vit_det.Predictor(merged, threshold=THRESHOLD).cfg)
+    theirs = oracle(cv2.imread(str(photos[0])))["instances"]
+    assert len(theirs) > 0
+    for weights in (None, tmp_path / "adapters.pth"):
+        ours = rope_vit_det.Predictor(adapted, weights, threshold=THRESHOLD, device="cpu")
+        assert_same(ours(photos[0]), theirs)
 
 
 @pytest.mark.parametrize(
