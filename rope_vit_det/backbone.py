@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid
@@ -52,8 +55,14 @@ class RoPEViTBackbone(RoPEViT, Backbone):
 
     # A backbone's output in place of the logits.
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        """See :meth:`RoPEViT.detection_features`."""
-        return self.detection_features(x)
+        """See :meth:`RoPEViT.detection_features`.
+
+        A network in bf16 takes float32 images, and gives a neck in float32.
+        """
+        dtype = self.conv_proj.weight.dtype
+        if dtype == x.dtype or dtype == torch.float32:
+            return self.detection_features(x)
+        return {k: y.to(x.dtype) for k, y in self.detection_features(x.to(dtype)).items()}
 
     @property
     def size_divisibility(self) -> int:
@@ -87,6 +96,11 @@ class RoPEViTBackbone(RoPEViT, Backbone):
                 f"MODEL.ROPE_VIT asks for (missing: {_shorten(missing)}); "
                 + _remedy(birder[0] if birder else None)
             )
+        for key, parameter in self.named_parameters():
+            # A network that may fill the memory takes these tensors, instead of copies of them.
+            given = state_dict.get(prefix + key, parameter)
+            if parameter.dtype == torch.bfloat16 and given.shape == parameter.shape:
+                parameter.data = given.to(parameter)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if birder:
             self._tell(len(own), *birder)
@@ -177,6 +191,7 @@ def create_backbone(
     *,
     patch_stride: int = PYRAMID_STRIDE,
     freeze_blocks: int = 0,
+    dtype: str = "float32",
     lora_rank: int = 0,
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
@@ -189,6 +204,8 @@ def create_backbone(
         patch_stride: pixels between patches; the pyramids take 16.
         freeze_blocks: 0: none; n: stem, special tokens, position table and the first n blocks;
             -1: all.
+        dtype: of the weights: "float32", or "bfloat16" for a network all of which is frozen. Those
+            are zeros, and take no memory, until weights are loaded.
         lora_rank, lora_alpha, lora_dropout: see :meth:`RoPEViT.adapt`.
         kwargs: of :func:`~rope_vit_det.models.create_model`: image_size, pt_grid_size,
             window_size, global_blocks, drop_path_rate, activation_checkpoint.
@@ -196,8 +213,15 @@ def create_backbone(
     Raises:
         ValueError: for an unknown name or a wrong value.
     """
-    net = create_model(name, patch_stride=patch_stride, cls=RoPEViTBackbone, **kwargs)
+    allowed = ("float32", "bfloat16") if freeze_blocks == -1 else ("float32",)
+    what = '"float32", or "bfloat16" where FREEZE_BLOCKS is -1'
+    check_argument("dtype", dtype, dtype in allowed, what)
+    lean = dtype == "bfloat16"
+    with torch.device("meta") if lean else nullcontext():
+        net = create_model(name, patch_stride=patch_stride, cls=RoPEViTBackbone, **kwargs)
     assert isinstance(net, RoPEViTBackbone)
+    if lean:
+        net._apply(_unwritten_bf16)
     net.adapt(lora_rank, lora_alpha, lora_dropout)
     # Else nothing of the network would learn, adapters included.
     learns = not (lora_rank and freeze_blocks == -1)
@@ -230,6 +254,7 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
         activation_checkpoint=options.ACTIVATION_CHECKPOINT,
         compile=options.COMPILE,
         freeze_blocks=options.FREEZE_BLOCKS,
+        dtype=options.DTYPE,
         lora_rank=options.LORA.RANK,
         lora_alpha=options.LORA.ALPHA,
         lora_dropout=options.LORA.DROPOUT,
@@ -324,6 +349,13 @@ def _remedy(info: WeightsInfo | None) -> str:
     network = ("MODEL.ROPE_VIT.NAME", "MODEL.ROPE_VIT.IMAGE_SIZE")
     settings = settings_for(info)
     return f"set {as_arguments({key: settings[key] for key in network})}, or {other}"
+
+
+def _unwritten_bf16(tensor: Tensor) -> Tensor:
+    """Zeros in place of a tensor on the meta device: the system gives memory when it is written."""
+    if not tensor.is_meta:
+        return tensor.to(torch.bfloat16)
+    return torch.from_numpy(np.zeros(tensor.shape, np.uint16)).view(torch.bfloat16)
 
 
 def _shorten(keys: list[str], most: int = 3) -> str:

@@ -10,6 +10,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from helpers import DEMO_CONFIG
+from hub_server import cache  # noqa: F401 (a fixture)
 from hypothesis import settings
 from known_results import KnownResults, make_known_results
 
@@ -18,7 +19,7 @@ from rope_vit_det.data.demo import dataset as demo
 from rope_vit_det.data.demo.shapes import CATEGORIES
 
 if importlib.util.find_spec("birder"):
-    from birder_files import birder_file, birder_output, cache, published  # noqa: F401 (fixtures)
+    from birder_files import birder_file, birder_output, published  # noqa: F401 (fixtures)
 else:  # make test-lowest: its own bounds are higher than ours
     collect_ignore = [
         "classification/test_classify.py",

@@ -188,6 +188,8 @@ def test_freeze_blocks_freezes(detector_cfg):
         ("WINDOW_SIZE", False, "0 .no windows."),
         ("FREEZE_BLOCKS", 13, "1 to 12"),
         ("FREEZE_BLOCKS", -2, "-1 .all."),
+        ("DTYPE", "bfloat16", "where FREEZE_BLOCKS is -1"),
+        ("DTYPE", "float16", '"float32"'),
         ("PATCH_STRIDE", 8, "16"),
         ("PATCH_STRIDE", 14, "16"),
         ("PATCH_STRIDE", 16.0, "16"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -17,7 +18,7 @@ from ..data.validation.check import check_same_classes
 from ..detectron2_private import without_shared_keys
 from ..errors import InputError
 from ..models import RoPEViT
-from ..weights.detectron2_format import BACKBONE, METADATA_KEY
+from ..weights.detectron2_format import BACKBONE, METADATA_KEY, detectron2_checkpoint
 from ..weights.load import PREFIXES, as_birder_url
 from ..weights.safe import COMPILED, load_pickle, load_torch_file
 from .checkpoint_files import (
@@ -141,10 +142,15 @@ class DetectorCheckpointer(DetectionCheckpointer):
             raise weights_error(path, error) from None
 
     def _load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        ours = any(isinstance(module, RoPEViT) for module in self.model.modules())
+        net = next((each for each in self.model.modules() if isinstance(each, RoPEViT)), None)
         try:
-            check_weights_path(path, for_rope_vit=ours)
-            return super().load(as_birder_url(path), *args, **kwargs)
+            check_weights_path(path, for_rope_vit=net is not None)
+            path = as_birder_url(path)
+            dtype = torch.float32 if net is None else net.conv_proj.weight.dtype
+            if dtype != torch.float32 and path.startswith(PREFIXES):
+                # Detectron2's way would hold them in float32 first.
+                path = str(detectron2_checkpoint(path, dtype))
+            return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # Detectron2 forgets it where a load fails
             self._read = None

@@ -62,6 +62,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # 0: the whole network learns. n >= 1: stem, special tokens, position table and the first n
     # blocks are frozen, without drop path. -1: all of it is. MODEL.BACKBONE.FREEZE_AT is not read.
     net.FREEZE_BLOCKS = 0
+    # Of the network's weights: "float32", or with FREEZE_BLOCKS -1 "bfloat16": half the memory, for
+    # networks of billions of parameters. Pyramid and heads stay in float32.
+    net.DTYPE = "float32"
     # LoRA (arXiv 2106.09685): adapters of this rank at the products of every block, which learn
     # instead of the network; times ALPHA / RANK. RANK 0: none. Exported files have them merged.
     net.LORA = CfgNode({"RANK": 0, "ALPHA": 16.0, "DROPOUT": 0.0})

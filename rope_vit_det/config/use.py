@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 
 from ..models.rope_vit import RoPEViT
@@ -72,7 +73,8 @@ def use_rope_vit(
         settings["MODEL.WEIGHTS"] = weights or ""
     else:
         path, name = locate(weights)
-        _, info = read_weights(weights, network=network)
+        # Of the tensors, which are read to see whether they fit, in half the memory.
+        _, info = read_weights(weights, network=network, dtype=torch.bfloat16)
         settings |= settings_for(info)
         settings["MODEL.WEIGHTS"] = birder_url(str(path)) if name is None else published_url(name)
     frozen = cfg.is_frozen()

@@ -124,7 +124,8 @@ def check_weights(
         check_weights_path(weights, for_rope_vit="rope_vit" in cfg.MODEL.BACKBONE.NAME)
         # Here and not in the processes of the run, so that only one downloads and converts.
         if cfg.MODEL.ROPE_VIT.CHECK_WEIGHTS and weights.startswith(PREFIXES):
-            problem = disagreement(compared_settings(cfg), read_info(weights), spell)
+            dtype = torch.bfloat16 if cfg.MODEL.ROPE_VIT.DTYPE == "bfloat16" else torch.float32
+            problem = disagreement(compared_settings(cfg), read_info(weights, dtype), spell)
             if problem:
                 raise InputError(
                     "these weights were trained with other settings than the config has; "

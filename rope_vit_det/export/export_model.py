@@ -89,6 +89,7 @@ def run(
         check_config(cfg, eval_only=True)
     detector, classes = load_detector(cfg, categories)
     merge_adapters(detector)
+    detector.float()  # a network in bf16, too: not all that runs these files knows it
     step = size_multiple(detector)
     traced, *others = check_images(
         images, [traced_size(step), traced_size(step), other_size(step)], cfg.INPUT.FORMAT

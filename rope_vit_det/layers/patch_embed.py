@@ -48,7 +48,7 @@ def pseudo_inverse_resize(old: int, new: int) -> Tensor:
     With B the matrix of the bicubic resize of a signal (with antialiasing, as in FlexiViT), it is
     the transposed pseudo-inverse of B. Resizing is separable, so one axis is enough.
     """
-    impulses = torch.eye(old, dtype=torch.float64)[None, None]  # one a row
+    impulses = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]  # one a row
     resized = F.interpolate(impulses, size=(old, new), mode="bicubic", antialias=True)
     return torch.linalg.pinv(resized[0, 0]).float()
 

@@ -136,7 +136,8 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        state, metadata = load_safetensors(path)
+        tensors, metadata = load_safetensors(path)
+        state = dict(tensors)
         fields: dict[str, Any] = dict(metadata)
         for key in ("signature", "class_to_idx", "rgb_stats", "config"):
             if fields.get(key):
@@ -163,7 +164,7 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
                 f"{path}: its 'state' is not a dict of tensors: {key!r} is "
                 f"{not_plain(tensor) or 'not under a name'}"
             )
-    bad = first_not_finite(state)
+    bad = first_not_finite(state.items())
     if bad:
         raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
     # Without the hooks that a pickled tensor may bring.

@@ -45,6 +45,7 @@ LAZY_NAMES = {
     "MODEL.PIXEL_MEAN": "model.pixel_mean",
     "MODEL.PIXEL_STD": "model.pixel_std",
     "MODEL.ROPE_VIT.NAME": "model.backbone.net.name",
+    "MODEL.ROPE_VIT.DTYPE": "model.backbone.net.dtype",
     "MODEL.ROPE_VIT.IMAGE_SIZE": "model.backbone.net.image_size",
     "MODEL.ROPE_VIT.PT_GRID_SIZE": "model.backbone.net.pt_grid_size",
 }
@@ -186,7 +187,7 @@ def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     if not state:
         raise InputError(f"{path} is no checkpoint of a RoPE ViT detector: it has no {BACKBONE}.*")
-    bad = first_not_finite(state)
+    bad = first_not_finite(state.items())
     if bad:
         raise InputError(f"{path}: tensor {prefix}{bad} has NaN or infinite values")
     state = merge_state(state)

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from .birder import info_from_fields, network_of_file_name, read_fields, write_t
 from .hub import cache_folder
 from .info import WeightsInfo
 from .load import PREFIX, locate, read_file, read_weights
-from .safe import load_torch_file
+from .safe import load_torch_file, shards
 from .timm import read_state
 
 # Where the network lies in a detector.
@@ -59,23 +60,29 @@ def info_from_metadata(metadata: Mapping[str, Any]) -> tuple[WeightsInfo, str] |
     return WeightsInfo(**{k: v for k, v in entry.items() if k in known}), entry["source"]
 
 
-def read_info(url: str) -> WeightsInfo:
+def read_info(url: str, dtype: torch.dtype = torch.float32) -> WeightsInfo:
     """What `birder://NAME` or `birder:/path` says about itself; converts it on the way.
+
+    Args:
+        dtype: of :func:`detectron2_checkpoint`.
 
     Raises:
         InputError: see :func:`detectron2_checkpoint`.
     """
-    model = load_torch_file(detectron2_checkpoint(url), mmap=True)["model"]
+    model = load_torch_file(detectron2_checkpoint(url, dtype), mmap=True)["model"]
     found = info_from_metadata(model._metadata[BACKBONE])
     assert found  # it has just been written
     return found[0]
 
 
-def detectron2_checkpoint(url: str) -> Path:
+def detectron2_checkpoint(url: str, dtype: torch.dtype = torch.float32) -> Path:
     """The converted file of `birder://NAME` or `birder:/path`, in the cache.
 
     It is made once for every version of the source, which is told by its checksum (a published
     name) or by its size and times (a path).
+
+    Args:
+        dtype: of the weights in it.
 
     Raises:
         InputError: see :func:`~rope_vit_det.weights.load.load_model`.
@@ -83,24 +90,27 @@ def detectron2_checkpoint(url: str) -> Path:
     path, name = locate(url)
     if name is None and not path.is_file():
         raise InputError(f"{path}: no such file")
-    stat = os.stat(path)
-    times = (stat.st_mtime_ns, stat.st_ctime_ns)
-    version = (_FORMAT, os.path.realpath(path), stat.st_ino, stat.st_size, *times)
+    stats = [os.stat(file) for file in (os.fspath(path), *shards(path))]
+    files = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+    version = (_FORMAT, os.path.realpath(path), files, dtype)
     key = hashlib.sha256(repr(version).encode()).hexdigest()[:16]
-    target = cache_folder("detectron2") / f"{name or path.stem}-{key}.pth"
+    stem = (name or path.stem).replace("?", "_")  # what follows one, Detectron2 takes off
+    target = cache_folder("detectron2") / f"{stem}-{key}.pth"
     # Each process of a training run comes here; the file appears whole even if locks do not work.
     with FileLock(f"{target}.lock"):
         if not target.is_file():
-            state, info = _read(path, name)
+            state, info = _read(path, name, dtype)
             write_torch_file(target, to_detectron2(state, info, source=url), force=True)
     return target
 
 
-def _read(path: Path, name: str | None) -> tuple[dict[str, Tensor], WeightsInfo]:
+def _read(
+    path: Path, name: str | None, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], WeightsInfo]:
     if name is not None:
-        return read_weights(f"{PREFIX}//{name}")
+        return read_weights(f"{PREFIX}//{name}", dtype=dtype)
     if network_of_file_name(path.name)[0] is not None or read_state(path) is not None:
-        return read_file(path)
+        return read_file(path, dtype=dtype)
     # The config knows the network, and the backbone compares the shapes.
     state, fields_read = read_fields(path)
     return state, info_from_fields(path, fields_read, state, network="", tag=None)

@@ -16,6 +16,7 @@ from .birder import SUFFIXES, is_weights_file, read_weights_file
 from .catalogue import PublishedWeights, resolve
 from .hub import fetch
 from .info import WeightsInfo, architecture_from_config
+from .safe import as_dtype
 from .timm import read_state, read_timm_file
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,16 @@ PREFIXES = (PREFIX, "timm:")
 
 
 def load_model(
-    name_or_path: str | os.PathLike[str], *, network: str | None = None, **overrides: Any
+    name_or_path: str | os.PathLike[str],
+    *,
+    network: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
 ) -> tuple[RoPEViT, WeightsInfo]:
     """Builds the network of a weights file and loads it, on the CPU and in evaluation mode.
+
+    Of safetensors, no more is held at any time than the network's tensors in their dtype and a
+    part of one that is being read.
 
     Args:
         name_or_path: a published name (downloaded once; see :mod:`rope_vit_det.weights.hub`), or a
@@ -36,6 +44,7 @@ def load_model(
             (:mod:`rope_vit_det.weights.timm`). `birder://NAME`, `timm://NAME`, `birder:/path` and
             `timm:/path` do as well.
         network: the architecture in a file whose name does not say.
+        dtype: of the network.
         overrides: arguments of :func:`~rope_vit_det.models.create_model`, which beat what the file
             says, which beats the architecture. Another ``image_size`` resamples the position table
             for good; ``num_classes`` of 0 leaves the classifier out, another number than the file's
@@ -49,7 +58,7 @@ def load_model(
             finite, or would run code; a download that fails.
         ValueError: for a wrong override.
     """
-    state, info = read_weights(name_or_path, network=network)
+    state, info = read_weights(name_or_path, network=network, dtype=dtype)
     if overrides.get("image_size") is None:
         overrides["image_size"] = info.image_size
     if overrides.get("num_classes") is None:
@@ -58,7 +67,8 @@ def load_model(
     if not info.network:
         raise InputError(f"{name_or_path} fits several networks; say which: network=")
     architecture = architecture_from_config(info.config, info.network)
-    model = create_model(info.network, **architecture | given)
+    with torch.device("meta"):  # the tensors of the file become its own
+        model = create_model(info.network, **architecture | given)
 
     grid = (info.image_size[0] // model.patch_size, info.image_size[1] // model.patch_size)
     if "pos_embedding" in state:
@@ -75,40 +85,52 @@ def load_model(
         for key in ("classifier.weight", "classifier.bias"):
             state.pop(key, None)
             if key in fresh:
-                state[key] = fresh[key]
-    model.load_state_dict(state)
+                state[key] = torch.zeros(fresh[key].shape, dtype=dtype)
+    model.load_state_dict(state, assign=True)
     return model.eval(), info
 
 
 def read_weights(
-    name_or_path: str | os.PathLike[str], *, network: str | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    network: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
-    """The state dict and info of a published name or a file; arguments as :func:`load_model`."""
+    """The state dict and info of a published name or a file; arguments as :func:`load_model`.
+
+    A dtype of None leaves all tensors as they are.
+    """
     path, name = locate(name_or_path)
     if name is None:
-        return read_file(path, network)
+        return read_file(path, network, dtype=dtype)
     published = resolve(name)
     if network not in (None, published.network):
         raise InputError(f"{name} is a {published.network}, not a {network}")
-    return read_file(path, published.network, published)
+    return read_file(path, published.network, published, dtype=dtype)
 
 
 def read_file(
-    path: Path, network: str | None = None, published: PublishedWeights | None = None
+    path: Path,
+    network: str | None = None,
+    published: PublishedWeights | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
     """The state dict and info of a file of birder's, timm's or a publisher's.
 
     Args:
         network: the architecture, where the file does not say it.
         published: the entry of the file, where it is a published one.
+        dtype: of all floating-point tensors; None: as they are.
 
     Raises:
         InputError: see :func:`load_model`.
     """
-    state = read_state(path)
-    if state is None:
-        return read_weights_file(path, network)
-    state, info = read_timm_file(path, state, network, published)
+    tensors = read_state(path, dtype)
+    if tensors is None:
+        state, info = read_weights_file(path, network)
+        return {key: as_dtype(tensor, dtype) for key, tensor in state.items()}, info
+    state, info = read_timm_file(path, tensors, network, published)
     if info.license:
         logger.warning("%s: licence %s", published.name if published else path, info.license)
     return state, info

@@ -5,12 +5,14 @@ that knows arrays and builtins; whatever else a file asks for, it is refused by 
 """
 
 import collections
+import json
+import math
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ _CODE = re.compile(
     r"GLOBAL (?P<name>[\w.]+)|(?:class|function|reduce) <?(?:\w+ )?'?(?P<other>[\w.]+)"
 )
 
+# Of what lists the files of weights in shards, as huggingface_hub writes it.
+INDEX_SUFFIX = ".safetensors.index.json"
+# Values of a file that are mapped at once.
+_MAPPED = 1 << 20
 # What torch.compile puts before the names in a module that it wraps.
 COMPILED = "_orig_mod."
 
@@ -75,18 +81,80 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         raise _damaged(path) from None
 
 
-def load_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_safetensors(
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata.
 
+    Each is read anew when it is asked for: who takes one after the other holds one.
+
+    Args:
+        path: of the file, or of the index (`….safetensors.index.json`) of one in shards.
+        dtype: of all floating-point tensors; None: as they are.
+
     Raises:
-        InputError: the file is missing, damaged, or no safetensors file.
+        InputError: a file is missing, damaged, or no safetensors file.
     """
-    path = _existing(path)
+    files: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards(_existing(path)):
+        try:
+            with safe_open(shard, framework="pt", device="cpu") as file:
+                files |= dict.fromkeys(file.keys(), shard)
+                metadata |= file.metadata() or {}
+        except (SafetensorError, OSError, ValueError, RuntimeError):
+            raise _damaged(shard) from None
+    return _Safetensors(files, dtype), metadata
+
+
+def shards(path: str | os.PathLike[str]) -> list[str]:
+    """The safetensors files that an index names, in its folder; of another path, that alone.
+
+    Raises:
+        InputError: the index is damaged, or a file is missing.
+    """
+    path = Path(path)
+    if not path.name.endswith(INDEX_SUFFIX):
+        return [str(path)]
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError):
-        raise _damaged(path) from None
+        names = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+        files = sorted(path.with_name(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _damaged(str(path)) from None
+    return [_existing(file) for file in files]
+
+
+class _Safetensors(Mapping[str, Tensor]):
+    """Tensors by name, read from their files when asked for.
+
+    Of a file, a few MiB are mapped at a time: it never stands in memory beside the tensors.
+    """
+
+    def __init__(self, files: Mapping[str, str], dtype: torch.dtype | None) -> None:
+        self._files = files
+        self._dtype = dtype
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, key: str) -> Tensor:
+        out, start, rows = None, 0, 1
+        while out is None or start < out.shape[0]:
+            with safe_open(self._files[key], framework="pt", device="cpu") as file:
+                if out is None:
+                    shape = file.get_slice(key).get_shape()
+                    rows = max(1, _MAPPED // max(1, math.prod(shape[1:])))
+                part = file.get_slice(key)[start : start + rows] if shape else file.get_tensor(key)
+            if not shape:
+                return as_dtype(part, self._dtype, copy=True)
+            if out is None:
+                out = torch.empty(shape, dtype=as_dtype(part[:0], self._dtype).dtype)
+            out[start : start + rows] = part
+            start += rows
+        return out
 
 
 def not_plain(value: Any) -> str | None:
@@ -103,12 +171,18 @@ def not_plain(value: Any) -> str | None:
     return None
 
 
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The first key whose floating-point tensor holds a NaN or an infinity."""
-    for key, tensor in tensors.items():
+    for key, tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return key
     return None
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:
+    """A floating-point tensor in that dtype; any other, and any for None, as it is."""
+    own = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.to(own, copy=copy)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

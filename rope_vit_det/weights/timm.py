@@ -25,7 +25,14 @@ from ..utils.atomic_files import new_file
 from .birder import misfit, network_of_file_name
 from .catalogue import PublishedWeights, published_weights
 from .info import WeightsInfo
-from .safe import first_not_finite, load_safetensors, load_torch_file, not_plain
+from .safe import (
+    INDEX_SUFFIX,
+    as_dtype,
+    first_not_finite,
+    load_safetensors,
+    load_torch_file,
+    not_plain,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,17 +119,23 @@ def layout_of(keys: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def read_state(path: str | os.PathLike[str]) -> State | None:
+def read_state(
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> Mapping[str, Tensor] | None:
     """The state dict of a file in one of these layouts, as it is; None: it is another one.
+
+    Args:
+        path: of a file, or of the index of safetensors in shards.
+        dtype: of all floating-point tensors; None: as they are.
 
     Raises:
         InputError: the file is missing, damaged, or would run code.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        content: Any = load_safetensors(path)[0]
-    else:
-        content = load_torch_file(path, mmap=True)  # it may be another's, who reads it again
+    if path.name.endswith((".safetensors", INDEX_SUFFIX)):
+        tensors, _ = load_safetensors(path, dtype)
+        return None if layout_of(tensors) is None else tensors
+    content = load_torch_file(path, mmap=True)  # it may be another's, who reads it again
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -131,16 +144,16 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
     for key, tensor in content.items():
         if not_plain(tensor):
             raise InputError(f"{path}: {key!r} is {not_plain(tensor)}")
-    state = {str(key): torch.as_tensor(tensor).detach() for key, tensor in content.items()}
-    bad = first_not_finite({k: t for k, t in state.items() if not k.endswith("bias_mask")})
-    if bad:
-        raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
-    return state
+    # Copies, which do not change with the file.
+    return {
+        str(key): as_dtype(torch.as_tensor(tensor).detach(), dtype, copy=True)
+        for key, tensor in content.items()
+    }
 
 
 def read_timm_file(
     path: str | os.PathLike[str],
-    state: State,
+    state: Mapping[str, Tensor],
     network: str | None = None,
     published: PublishedWeights | None = None,
 ) -> tuple[State, WeightsInfo]:
@@ -156,9 +169,12 @@ def read_timm_file(
         their tensors are the same.
 
     Raises:
-        InputError: no network, or not this one, has these tensors.
+        InputError: no network, or not this one, has these tensors; or they are not finite.
     """
     path = Path(path)
+    bad = first_not_finite((k, state[k]) for k in state if not k.endswith("bias_mask"))
+    if bad:
+        raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
     config = _config_beside(path)
     network = network or network_of_file_name(path.name)[0] or config.get("architecture")
     if network is not None:
@@ -166,9 +182,10 @@ def read_timm_file(
             raise InputError(f"{path} holds a {network}, a network that is not known here")
         return _read(path, state, network, published, config.get("pretrained_cfg", {}))
     found: list[tuple[State, WeightsInfo]] = []
-    for name in VARIANTS:
-        if is_birders(name) or not _could_be(state, name):
-            continue
+    names = [name for name in VARIANTS if not is_birders(name) and _could_be(state, name)]
+    if len(names) > 1:
+        state = dict(state)  # to be read once for all of them
+    for name in names:
         try:
             found.append(_read(path, state, name, None, {}))
         except InputError:
@@ -184,7 +201,7 @@ def read_timm_file(
 
 def _read(
     path: Path,
-    state: State,
+    state: Mapping[str, Tensor],
     network: str,
     published: PublishedWeights | None,
     pretrained: Mapping[str, Any],
@@ -233,9 +250,9 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
     """
     layout, tower = layout_of(state) or ("timm", "")
     renames = [(re.compile(pattern), new) for pattern, new in _TO_TIMM[layout]]
-    timms: State = {}
+    names: dict[str, str] = {}  # the file's, by timm's
     left_out = []
-    for key, tensor in state.items():
+    for key in state:
         name = key.removeprefix(tower)
         if not key.startswith(tower) or _NOT_THE_NETWORKS.match(name):
             left_out.append(key)
@@ -243,23 +260,26 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
                 continue
         for pattern, new in renames:
             name = pattern.sub(new, name)
-        timms[name] = tensor
+        names[name] = key
     if layout == "perception encoder":
-        _reshape_perception_encoder(timms)
+        state = _as_timms({name: state[key] for name, key in names.items()})
+        names = {name: name for name in state}
     arguments = VARIANTS[network]
+    # From here on each tensor is taken once, so that a file larger than memory's rest does.
     ours: State = {}
-    for key, tensor in timms.items():
-        if key == "rope.freqs":
-            for i, frequencies in enumerate(tensor.unbind(1)):
+    for name, key in names.items():
+        if name == "rope.freqs":
+            for i, frequencies in enumerate(state[key].unbind(1)):
                 ours[f"encoder.block.{i}.attn.frequencies"] = frequencies
-        elif ".attn." in key and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qkv]_bias$|mask$", key):
+        elif ".attn." in name and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qkv]_bias$|mask$", name):
             continue  # below, together
         else:
-            ours[_our_name(key, gated="mlp_layer" in arguments)] = tensor
-    for block in sorted({key.partition(".attn.")[0] for key in timms if ".attn." in key}):
-        attention = {k: t for k, t in timms.items() if k.startswith(f"{block}.attn.")}
+            ours[_our_name(name, gated="mlp_layer" in arguments)] = state[key]
+    for block in sorted({name.partition(".attn.")[0] for name in names if ".attn." in name}):
+        stem = f"{block}.attn."
+        own = {n.removeprefix(stem): key for n, key in names.items() if n.startswith(stem)}
         prefix = f"{_our_name(block + '.', gated=False)}attn.qkv."
-        for name, tensor in _qkv(attention, f"{block}.attn.", arguments).items():
+        for name, tensor in _qkv(state, own, stem, arguments).items():
             ours[prefix + name] = tensor
     for key in [key for key in ours if ".mlp.fc1." in key and "mlp_layer" in arguments]:
         kind = key.rpartition(".")[2]
@@ -335,25 +355,39 @@ def _our_name(key: str, *, gated: bool) -> str:
     return key
 
 
-def _qkv(attention: State, prefix: str, arguments: Mapping[str, Any]) -> State:
-    """Weight and bias of the joint layer, in whatever parts a file has them."""
-    own = {key.removeprefix(prefix): tensor for key, tensor in attention.items()}
+def _qkv(
+    state: Mapping[str, Tensor], own: Mapping[str, str], prefix: str, arguments: Mapping[str, Any]
+) -> State:
+    """Weight and bias of the joint layer, in whatever parts a file has them.
+
+    Args:
+        own: the file's keys of this attention, by timm's names within it.
+        prefix: what stands before these.
+    """
     if "qkv.weight" in own:
-        weight = own["qkv.weight"]
+        weight = state[own["qkv.weight"]]
     elif all(f"{part}_proj.weight" in own for part in "qkv"):
-        weight = torch.cat([own[f"{part}_proj.weight"] for part in "qkv"])
+        weight = torch.empty(0)
+        for i, part in enumerate("qkv"):  # one of them at a time
+            tensor = state[own[f"{part}_proj.weight"]]
+            if i == 0:
+                weight = tensor.new_empty(3, *tensor.shape)
+            if tensor.shape != weight.shape[1:]:
+                raise InputError(f"{prefix}: queries, keys and values differ in shape")
+            weight[i] = tensor
+        weight = weight.flatten(0, 1)
     else:
         return {}
     zeros = weight.new_zeros(len(weight) // 3)
     if "qkv.bias" in own:
-        bias = own["qkv.bias"]
+        bias = state[own["qkv.bias"]]
         if "qkv.bias_mask" in own:
-            bias = torch.where(own["qkv.bias_mask"].nan_to_num() == 0, 0, bias)
+            bias = torch.where(state[own["qkv.bias_mask"]].nan_to_num() == 0, 0, bias)
         q, k, v = bias.chunk(3)
     else:
         names = {part: (f"{part}_proj.bias", f"{part}_bias") for part in "qkv"}
         q, k, v = (
-            next((own[name] for name in names[part] if name in own), zeros) for part in "qkv"
+            next((state[own[name]] for name in names[part] if name in own), zeros) for part in "qkv"
         )
     wanted = arguments.get("qkv_bias", "qkv")
     for part, bias in (("q", q), ("k", k), ("v", v)):
@@ -366,7 +400,8 @@ def _qkv(attention: State, prefix: str, arguments: Mapping[str, Any]) -> State:
     return {"weight": weight} | ({"bias": torch.cat(parts)} if parts else {})
 
 
-def _reshape_perception_encoder(state: State) -> None:
+def _as_timms(state: State) -> State:
+    """Perception Encoder's tensors under timm's names in timm's shapes; changes the dict."""
     if "cls_token" in state:
         state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
     if "pos_embed" in state:
@@ -381,6 +416,7 @@ def _reshape_perception_encoder(state: State) -> None:
             state[f"attn_pool.q.{kind}"], state[f"attn_pool.kv.{kind}"] = joint.split(
                 [third, 2 * third]
             )
+    return state
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
@@ -393,7 +429,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) and config.get("architecture") in VARIANTS else {}
 
 
-def _could_be(state: State, network: str) -> bool:
+def _could_be(state: Mapping[str, Tensor], network: str) -> bool:
     """A quick look, before a network is built for a comparison."""
     layout, tower = layout_of(state) or ("", "")
     stem = state[tower + next(key for key, name in _LAYOUTS.items() if name == layout)]

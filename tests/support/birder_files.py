@@ -1,4 +1,4 @@
-"""Weights files written by birder itself, and an empty cache for those who use them."""
+"""Weights files written by birder itself."""
 
 import dataclasses
 import hashlib
@@ -11,21 +11,9 @@ from birder.common import fs_ops
 from birder.model_registry import registry
 from birder.net.base import get_signature
 from helpers import BIRDS, RGB_STATS, move_off_initial_values
-from huggingface_hub import constants
 from torch import nn
 
 from rope_vit_det.weights import catalogue
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty `HF_HOME`, in this process and those that it starts."""
-    home = tmp_path / "hf_home"
-    monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(home / "assets"))
-    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(home / "assets"))
-    return home
 
 
 @pytest.fixture

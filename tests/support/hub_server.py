@@ -1,13 +1,30 @@
-"""A hub on loopback, which can lie: what `huggingface_hub` asks for, and birder's plain address."""
+"""A hub on loopback, which can lie: what `huggingface_hub` asks for, birder's plain address; an
+empty cache for those who use it.
+"""
 
 import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _ELSEWHERE = "/elsewhere"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty `HF_HOME`, in this process and those that it starts."""
+    home = tmp_path / "hf_home"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(home / "assets"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(home / "assets"))
+    return home
 
 
 class HubServer(ThreadingHTTPServer):
