@@ -4,7 +4,8 @@
 The suffix of the file says what is exported:
   .ts    the detector, as TorchScript
   .pt2   the backbone with its pyramid, by torch.export
-  .onnx  the backbone with its pyramid, as ONNX (pip install 'rope-vit-det[export]')
+  .onnx  the backbone with its pyramid, or with --part detector the detector, as ONNX
+         (pip install 'rope-vit-det[export]')
 
 The file is compared with the model that it was made from, and gets its name only where they agree.
 Exit status: 1, they do not; 2, an input is wrong.
@@ -23,6 +24,8 @@ def main() -> None:
     add = parser.add_argument
     add("config_file", metavar="CONFIG", help="a config, or a training's OUTPUT_DIR")
     add("output", metavar="FILE", help="to write; .ts, .pt2 or .onnx")
+    add("--part", choices=("detector", "backbone"),
+        help="of .onnx, which is the backbone without it")  # fmt: skip
     add("--weights", help="a checkpoint; default: the folder's best, or final")
     add("--image", dest="images", nargs="+", default=[], metavar="FILE",
         help="images to compare on (default: drawn ones)")  # fmt: skip

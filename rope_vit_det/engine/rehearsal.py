@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import io
 import logging
-import multiprocessing
 import random
 import re
 import sysconfig
@@ -19,8 +18,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,6 +42,7 @@ from ..distributed.launch import count_processes
 from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
 from ..evaluation.slicing import in_slices
+from ..utils.own_process import in_own_process
 from .run_folder import TRACEBACK_FILE
 from .train_step import TrainStep, build_train_step, total_loss
 
@@ -102,7 +100,7 @@ def rehearse(
     Path(output, TRACEBACK_FILE).unlink(missing_ok=True)
     rehearsed = partial(_rehearse, build, output)
     if device.startswith("cuda") or count_processes(args) > 1:
-        _in_own_process(rehearsed, device)
+        in_own_process(rehearsed, "the rehearsal", device)
     else:
         rehearsed()
     seconds = time.perf_counter() - start
@@ -311,41 +309,3 @@ def _nothing_stays() -> Iterator[None]:
         logging.disable(disabled)
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _in_own_process(rehearsed: Callable[[], None], device: str) -> None:
-    """Forked, so that it knows what the script has registered; spawned where that cannot be."""
-    context: ForkContext | SpawnContext
-    for context in (multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")):
-        receiver, sender = context.Pipe(duplex=False)
-        method = context.get_start_method()
-        process = context.Process(target=_answer, args=(sender, rehearsed, device, method))
-        process.start()
-        sender.close()
-        try:
-            answer = receiver.recv()
-        except EOFError:
-            process.join()
-            answer = f"the rehearsal's process ended with exit status {process.exitcode}"
-        process.join()
-        if answer is not None:
-            break
-    if answer:
-        raise InputError(answer)
-
-
-def _answer(sender: Connection, rehearsed: Callable[[], None], device: str, method: str) -> None:
-    """Sends the line of an error; "": none; None: in a fork of this process nothing works."""
-    answer: str | None = ""
-    try:
-        if method == "fork":
-            torch.set_num_threads(1)  # OpenMP's threads are not forked
-            torch.zeros(1, device=device, requires_grad=True).sum().backward()
-    except RuntimeError:  # CUDA, or autograd's threads, were in use before
-        answer = None
-    if answer is not None:
-        try:
-            rehearsed()
-        except InputError as error:
-            answer = str(error)
-    sender.send(answer)

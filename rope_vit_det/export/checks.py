@@ -13,10 +13,15 @@ from ..errors import RunError
 from ..utils.image_files import read_rgb
 from .traced_detector import find_instances, pad, to_instances
 
-# Largest differences that float32 explains: of a score or a mask's probability; of a box, in
-# pixels; of a feature map, relative to its largest value. NumPy's maximum of a NaN is one.
-_SCORE, _FEATURE = 1e-3, 1e-3
-_LIMITS = {"boxes": 0.5, "scores": _SCORE, "masks": _SCORE}
+# Largest differences that float32 explains: of a score or a mask's probability; of a box or a
+# keypoint, in pixels; of a feature map or a heatmap, relative to its largest value. NumPy's maximum
+# of a NaN is one.
+_FEATURE = 1e-3
+LIMITS = {"boxes": 0.5, "scores": 1e-3, "masks": 1e-3, "keypoints": 0.5, "heatmaps": _FEATURE}
+ONNX_LIMITS = {"boxes": 0.01, "scores": 1e-5, "masks": 1e-4, "keypoints": 0.01, "heatmaps": 1e-4}
+_PIXELS = ("boxes", "keypoints")
+# Of keypoints. A heatmap may have two peaks, of which rounding says which is higher.
+_MOST = 0.9
 
 
 def check_images(
@@ -52,19 +57,21 @@ def compare_detections(
     images: Sequence[Tensor],
     threshold: float,
     step: int,
+    limits: Mapping[str, float] = LIMITS,
 ) -> str:
-    """Compares boxes, scores and masks, and says how far apart they are.
+    """Compares what is found, and says how far apart it is.
 
     Args:
         detector: of :func:`~rope_vit_det.export.padding.with_padding`.
         exported: see :func:`~rope_vit_det.export.traced_detector.trace_detector`.
         threshold: of the scores; detections as near to it as scores may differ are left out.
         step: of which height and width of the exported detector's images are multiples.
+        limits: the largest differences.
 
     Raises:
         RunError: they are too far apart.
     """
-    furthest = dict.fromkeys(_LIMITS, 0.0)
+    furthest = {"boxes": 0.0, "scores": 0.0}
     number = 0
     for image in images:
         with torch.no_grad():
@@ -73,22 +80,22 @@ def compare_detections(
         pairs = [(expected, to_instances(found, (image.shape[-2], image.shape[-1])))]
         pairs.append(pairs[0][::-1])
         for one, other in pairs:  # both ways: nothing may be missing, and nothing new
-            for name, distance in _distances(one[one.scores > threshold + _SCORE], other).items():
-                furthest[name] = np.maximum(furthest[name], distance)
+            surely = one[one.scores > threshold + limits["scores"]]
+            for name, distance in _distances(surely, other).items():
+                furthest[name] = np.maximum(furthest.get(name, 0.0), distance)
         number += len(expected)
+    summary = ", ".join(
+        f"{name} {distance:.1e}{' px' * (name in _PIXELS)}" for name, distance in furthest.items()
+    )
     # "not below": NaN is too far, too
-    if not all(furthest[name] <= limit for name, limit in _LIMITS.items()):
+    if not all(distance <= limits[name] for name, distance in furthest.items()):
         raise RunError(
-            "the exported detector differs from the eager one: boxes by up to "
-            f"{furthest['boxes']:.2g} px, scores by {furthest['scores']:.2g}, masks by "
-            f"{furthest['masks']:.2g}; nothing was written"
+            f"the exported detector differs from the eager one: {summary}; nothing was written"
         )
     summary = (
         f"{number} detections in {_sizes(images)} compared with the eager detector; largest "
-        f"differences: boxes {furthest['boxes']:.1e} px, scores {furthest['scores']:.1e}"
+        f"differences: {summary}"
     )
-    if expected.has("pred_masks"):
-        summary += f", masks {furthest['masks']:.1e}"
     return summary if number else f"{summary} (nothing was found in them: name others with --image)"
 
 
@@ -143,6 +150,11 @@ def _distances(some: Instances, others: Instances) -> dict[str, float]:
     }
     if some.has("pred_masks"):
         distances["masks"] = (some.pred_masks - others.pred_masks).abs().max().item()
+    if some.has("pred_keypoints"):
+        heatmaps = some.pred_keypoint_heatmaps
+        far = (heatmaps - others.pred_keypoint_heatmaps).abs().max() / heatmaps.abs().max()
+        moved = (some.pred_keypoints - others.pred_keypoints).abs().amax(dim=2)
+        distances |= {"heatmaps": far.item(), "keypoints": moved.quantile(_MOST).item()}
     return distances
 
 

@@ -37,7 +37,7 @@ class ExportedDetector(nn.Module):
     def _find(self, item: dict[str, Any]) -> Instances:
         image = item["image"]
         height, width = image.shape[-2:]
-        found = to_instances(self.run(*pad(image, self.step)), (height, width))
+        found = to_instances(self.run(*pad(image.float(), self.step)), (height, width))
         return detector_postprocess(found, item.get("height", height), item.get("width", width))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.export import Dim
 
 from ..config.run_config import find_config_file
 from ..data.classes import Classes
@@ -21,19 +22,24 @@ from ..models import RoPEViT
 from ..prediction.load_detector import load_detector, read_detector_config
 from ..utils.atomic_files import check_new_file, new_file
 from ..utils.memory import bound_caches
-from .checks import check_images, compare_detections, compare_features
+from .checks import LIMITS, ONNX_LIMITS, check_images, compare_detections, compare_features
 from .evaluation import ExportedDetector, compare_ap
+from .onnx_detector import OnnxDetector
+from .onnx_file import export_onnx, load_onnx
 from .padding import with_padding
-from .pyramid import Pyramid, export_onnx, export_pyramid
-from .sizes import other_size, size_multiple, traced_size
-from .traced_detector import trace_detector
+from .pyramid import Pyramid, export_pyramid
+from .sizes import dynamic_sides, other_size, size_multiple, traced_size
+from .traced_detector import pad, trace_detector
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
+Detect = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 INFO_FILE = "info.json"
+# By suffix and part; the first part of a suffix is what is meant without --part.
 _FORMATS = {
-    ".ts": "the detector as TorchScript",
-    ".pt2": "the backbone with its pyramid, by torch.export",
-    ".onnx": "the backbone with its pyramid, as ONNX",
+    (".ts", "detector"): "the detector as TorchScript",
+    (".pt2", "backbone"): "the backbone with its pyramid, by torch.export",
+    (".onnx", "backbone"): "the backbone with its pyramid, as ONNX",
+    (".onnx", "detector"): "the detector as ONNX",
 }
 
 
@@ -41,6 +47,7 @@ def run(
     *,
     config_file: str,
     output: str,
+    part: str | None = None,
     weights: str | None = None,
     images: Sequence[str] = (),
     threshold: float = 0.05,
@@ -56,7 +63,8 @@ def run(
 
     Args:
         config_file: a config, or a training's OUTPUT_DIR.
-        output: the file; its suffix says what is exported: .ts, .pt2 or .onnx.
+        output: the file; its suffix says as what is exported: .ts, .pt2 or .onnx.
+        part: "detector" or "backbone", of .onnx; None: what the suffix has, of .onnx the backbone.
         weights: a checkpoint; None: see
             :func:`~rope_vit_det.prediction.load_detector.read_detector_config`.
         images: files to compare on; none: drawn images.
@@ -72,9 +80,10 @@ def run(
         RunError: the exported file is not as good.
     """
     suffix = Path(output).suffix
-    if suffix not in _FORMATS:
-        known = "; ".join(f"{end}: {what}" for end, what in _FORMATS.items())
-        raise InputError(f"--output {output}: the suffix says what is exported ({known})")
+    part = part or next((of for end, of in _FORMATS if end == suffix), "none")
+    if (suffix, part) not in _FORMATS:
+        known = "; ".join(f"{end}: {what}" for (end, _), what in _FORMATS.items())
+        raise InputError(f"{output}: the suffix says what is exported ({known})")
     check_new_file(output, force=force)
     bound_caches()
     if not os.path.isdir(config_file):
@@ -97,20 +106,21 @@ def run(
     info = json.dumps(_info(cfg, detector, classes, step))
 
     with new_file(output, force=force) as temporary:
-        if suffix == ".ts":
+        if part == "detector":
             padded = with_padding(detector, step)
             # Of odd sizes, so that cutting and padding is in the graph.
             traced, *others = (image[:, :-5, :-11] for image in (traced, *others))
-            script = trace_detector(padded, traced, step)
-            script.save(str(temporary), _extra_files={INFO_FILE: info})
-            ran = torch.jit.load(str(temporary))
-            summary = compare_detections(padded, ran, others, threshold, step)
-            exported: nn.Module = ExportedDetector(ran, step)
+            others.append(torch.full_like(traced, 128.0))  # in which nothing is found
+            save, limits = (
+                (_save_onnx_detector, ONNX_LIMITS) if suffix == ".onnx" else (_save_ts, LIMITS)
+            )
+            found = save(temporary, padded, traced, step, info)
+            summary = compare_detections(padded, found, others, threshold, step, limits)
+            exported: nn.Module = ExportedDetector(found, step)
         else:
-            # An ONNX graph checks its sizes by other means.
             pyramid = Pyramid(detector, step if suffix == ".pt2" else None).eval()
-            save = _save_onnx if suffix == ".onnx" else _save_pt2
-            ran = save(temporary, pyramid, torch.stack([traced, traced]), step, info)
+            save_pyramid = _save_onnx if suffix == ".onnx" else _save_pt2
+            ran = save_pyramid(temporary, pyramid, torch.stack([traced, traced]), step, info)
             # Another number of images at a time, too.
             batches = [image[None] for image in others] + [torch.stack([traced, others[0]])]
             summary = compare_features(pyramid, ran, batches)
@@ -118,8 +128,25 @@ def run(
         print(summary, flush=True)
         if evaluate:
             print(compare_ap(cfg, detector, exported, max_ap_loss), flush=True)
-    size = os.path.getsize(output) / 2**20
-    print(f"{output}: {_FORMATS[suffix]}, {size:.1f} MiB; height and width: multiples of {step} px")
+    what = f"{_FORMATS[suffix, part]}, {os.path.getsize(output) / 2**20:.1f} MiB"
+    print(f"{output}: {what}; height and width: multiples of {step} px")
+
+
+def _save_ts(path: Path, detector: nn.Module, image: Tensor, step: int, info: str) -> Detect:
+    script = trace_detector(detector, image, step)
+    script.save(str(path), _extra_files={INFO_FILE: info})
+    return torch.jit.load(str(path))
+
+
+def _save_onnx_detector(
+    path: Path, detector: nn.Module, image: Tensor, step: int, info: str
+) -> Detect:
+    model = OnnxDetector(detector).eval()
+    inputs = dict(zip(("image", "size"), pad(image, step), strict=True))
+    rows, columns = dynamic_sides(model.detector.backbone, step)
+    sides = ({1: rows, 2: columns}, None)
+    path.write_bytes(export_onnx(model, inputs, sides, model.names, step, info))
+    return load_onnx(path)
 
 
 def _save_pt2(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str) -> Run:
@@ -133,19 +160,11 @@ def _save_pt2(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str
 
 
 def _save_onnx(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str) -> Run:
-    model = export_onnx(pyramid, images, step, info)
-    import onnx
-    import onnxruntime
-
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return partial(_run_onnx, session.run, [output.name for output in session.get_outputs()])
-
-
-def _run_onnx(run: Callable, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    outputs = run(names, {"images": images.numpy()})
-    return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+    rows, columns = dynamic_sides(pyramid.backbone, step)
+    shapes = ({0: Dim("batch", min=1), 2: rows, 3: columns},)
+    names = sorted(pyramid.backbone.output_shape())
+    path.write_bytes(export_onnx(pyramid, {"images": images}, shapes, names, step, info))
+    return load_onnx(path)
 
 
 def _info(cfg: CfgNode, detector: nn.Module, classes: Classes, step: int) -> dict[str, Any]:
