@@ -29,6 +29,8 @@ def main() -> None:
     )
     add("--output", metavar="FOLDER", help="for a PNG an image, or the MP4")
     add("--json", dest="json_file", metavar="FILE", help="for the detections, in COCO's format")
+    add("--yolo", metavar="FOLDER", help="for YOLO's data.yaml and labels/")
+    add("--label-studio", metavar="FILE", help="for Label Studio's tasks with predictions, JSON")
     add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5")
     add("--classes", nargs="+", metavar="NAME", help="only these")
     add(

@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..utils.image_files import any_number_of_pixels, find_images, load_batches, read_rgb
 from ..visualization.predictions import draw_instances, draw_picture
 from ..visualization.sheets import write_picture
-from .coco_json import CocoPredictions
 from .inputs import check_images, find_video
+from .label_files import Predictions
 from .predictor import Predictor
 from .slicing import SlicedPredictor, check_slicing
 from .video import Video, new_video
@@ -34,6 +34,8 @@ def run(
     weights: str | None = None,
     output: str | None = None,
     json_file: str | None = None,
+    yolo: str | None = None,
+    label_studio: str | None = None,
     confidence_threshold: float = 0.5,
     classes: Sequence[str] | None = None,
     categories: str | None = None,
@@ -44,13 +46,15 @@ def run(
     slice_side: int | None = None,
     opts: Sequence[str] = (),
 ) -> int:
-    """Detects objects in images or a video, and writes pictures, a COCO file, or both.
+    """Detects objects in images or a video, and writes pictures, files for other tools, or both.
 
     Args:
         config_file, weights, categories, device, tta, bf16, opts: see :class:`Predictor`.
         inputs: images, folders and patterns, or one video.
         output: the folder for a PNG an image, or the MP4.
-        json_file: the file for the detections.
+        json_file: the file for the detections in COCO's format.
+        yolo: the folder for YOLO's data.yaml and labels of images.
+        label_studio: the file for Label Studio's tasks with predictions, of images.
         confidence_threshold: least score.
         classes: names; None: all.
         batch_size: images at a time.
@@ -62,16 +66,21 @@ def run(
     Raises:
         InputError: nothing was done, or, where memory or disk ends, nothing half-written.
     """
-    if output is None and json_file is None:
-        raise InputError("nothing would be written: name --output, --json, or both")
+    written = [path for path in (output, json_file, yolo, label_studio) if path is not None]
+    if not written:
+        raise InputError(
+            "nothing would be written: name --output, --json, --yolo or --label-studio"
+        )
     if batch_size < 1:
         raise InputError(f"the batch size must be 1 or more, got {batch_size}")
     if slice_side is not None:
         check_slicing(slice_side)
-    for path in (output, json_file):
+    for path in written:
         _check_writable(path)
     video = find_video(inputs)
-    source = Video(video) if video else _Images(find_images(inputs), output, slice_side)
+    if video and (yolo or label_studio):
+        raise InputError(f"{video} is a video: --yolo and --label-studio are for images; --json")
+    source = Video(video) if video else _Images(find_images(inputs), output, yolo, slice_side)
     predictor = Predictor(
         config_file,
         weights,
@@ -86,17 +95,21 @@ def run(
     keep = _class_numbers(classes, predictor.classes["names"])
     model = predictor if slice_side is None else SlicedPredictor(predictor, slice_side)
     work = _Work(model, keep)
-    coco = CocoPredictions(predictor.classes) if json_file else None
+    labels = Predictions(predictor.classes) if written != [output] else None
     start = time.perf_counter()
     left_out = 0
     if isinstance(source, Video):
-        _predict_video(source, work, predictor, output, coco, batch_size)
+        _predict_video(source, work, predictor, output, labels, batch_size)
     else:
-        left_out = _predict_images(source, work, predictor, output, coco, batch_size)
-    if coco and json_file:
-        coco.write(json_file)
+        left_out = _predict_images(source, work, predictor, output, labels, batch_size)
+    if labels and json_file:
+        labels.write_coco(json_file)
+    if labels and yolo and isinstance(source, _Images):
+        labels.write_yolo(yolo, source.labels)
+    if labels and label_studio:
+        labels.write_label_studio(label_studio, predictor.cfg.MODEL.WEIGHTS)
     print(work.summary(time.perf_counter() - start, predictor))
-    for path in filter(None, (output, json_file)):
+    for path in written:
         print(f"written: {path}")
     if left_out and isinstance(source, _Images):
         print(f"{left_out} of {len(source.paths)} images left out, see above", file=sys.stderr)
@@ -104,10 +117,13 @@ def run(
 
 
 class _Images:
-    """Image files, checked, and the pictures to draw of them."""
+    """Image files, checked, and what is to be written of each."""
 
-    def __init__(self, paths: list[str], output: str | None, slice_side: int | None) -> None:
-        self.pictures = _picture_paths(paths, output) if output else {}
+    def __init__(
+        self, paths: list[str], output: str | None, yolo: str | None, slice_side: int | None
+    ) -> None:
+        self.pictures = _paths_within(output, paths, ".png") if output else {}
+        self.labels = _paths_within(os.path.join(yolo, "labels"), paths, ".txt") if yolo else {}
         self.ids = {path: i for i, path in enumerate(paths, start=1)}
         self.are_sliced = slice_side is not None
         with any_number_of_pixels(self.are_sliced):
@@ -155,7 +171,7 @@ def _predict_images(
     work: _Work,
     predictor: Predictor,
     output: str | None,
-    coco: CocoPredictions | None,
+    labels: Predictions | None,
     batch_size: int,
 ) -> int:
     """Returns how many images were left out."""
@@ -183,8 +199,8 @@ def _predict_images(
             errors += new
             results = work([image for _, image in batch], "RGB") if batch else []
             for (path, image), found in zip(batch, results, strict=True):
-                if coco:
-                    coco.add(source.ids[path], found, file_name=path)
+                if labels:
+                    labels.add(source.ids[path], found, file_name=path)
                 if output:
                     picture = draw_picture(image, found, predictor.metadata)
                     write_picture(picture, source.pictures[path])
@@ -201,7 +217,7 @@ def _predict_video(
     work: _Work,
     predictor: Predictor,
     output: str | None,
-    coco: CocoPredictions | None,
+    labels: Predictions | None,
     batch_size: int,
 ) -> None:
     number = 0
@@ -215,8 +231,8 @@ def _predict_video(
                 if output:
                     picture = draw_instances(frame[:, :, ::-1], found, predictor.metadata)
                     file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-                if coco:
-                    coco.add(number + 1, found, file_name=video.path, frame=number)
+                if labels:
+                    labels.add(number + 1, found, file_name=video.path, frame=number)
                 number += 1
             bar.update(len(frames))
     if number < video.num_frames:
@@ -233,26 +249,26 @@ def _class_numbers(wanted: Sequence[str] | None, names: list[str]) -> torch.Tens
     return torch.tensor([i for i, name in enumerate(names) if name in wanted])
 
 
-def _picture_paths(paths: list[str], output: str) -> dict[str, str]:
-    """A PNG in the folder for each image, whose names tell apart what has the same name."""
+def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
+    """A file in the folder for each image, whose names tell apart what has the same name."""
     folder = os.path.dirname(os.path.abspath(paths[0]))
     if len(paths) > 1:
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
     stems = Counter(os.path.splitext(name)[0] for name in names)
-    pictures = {}
+    files = {}
     for path, name in zip(paths, names, strict=True):
         stem = os.path.splitext(name)[0]
-        picture = os.path.join(output, (stem if stems[stem] == 1 else name) + ".png")
-        if any(os.path.exists(picture) and os.path.samefile(picture, each) for each in paths):
-            raise InputError(f"--output {output}: {picture} is one of the images; another folder")
-        pictures[path] = picture
-    return pictures
+        if stems[stem] > 1 and suffix == ".txt":
+            raise InputError(f"{path}: another image has this name too, and YOLO one {stem}.txt")
+        file = os.path.join(output, (stem if stems[stem] == 1 else name) + suffix)
+        if any(os.path.exists(file) and os.path.samefile(file, each) for each in paths):
+            raise InputError(f"--output {output}: {file} is one of the images; another folder")
+        files[path] = file
+    return files
 
 
-def _check_writable(path: str | None) -> None:
-    if path is None:
-        return
+def _check_writable(path: str) -> None:
     folder = Path(path).absolute()
     while not folder.exists():
         folder = folder.parent

@@ -43,14 +43,23 @@ def video(tmp_path_factory):
     return str(path)
 
 
-def test_pictures_and_a_coco_file_of_what_the_predictor_finds(trained_folder, photos, tmp_path):
+def test_pictures_and_files_of_what_the_predictor_finds(trained_folder, photos, tmp_path):
     out, json_file = tmp_path / "drawn", tmp_path / "found.json"
     options = {"batch_size": 2, "classes": ["crate"], **LOW}
+    options |= {"yolo": str(tmp_path / "yolo"), "label_studio": str(tmp_path / "tasks.json")}
     run(str(trained_folder), [str(photos)], output=str(out), json_file=str(json_file), **options)
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
     assert drawn == ["0/0.png", "0/1.png", "1/0.png"]
     coco = COCO(json_file)
     predictor = rope_vit_det.Predictor(trained_folder, threshold=0.2, device="cpu")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    for image, task in zip(coco.dataset["images"], tasks, strict=True):
+        assert task["data"]["image"] == "/data/local-files/?d=" + image["file_name"][1:]
+        number = len(coco.imgToAnns[image["id"]])
+        assert len(task["predictions"][0]["result"]) == number
+        labels = tmp_path / "yolo/labels" / Path(image["file_name"]).relative_to(photos)
+        rows = labels.with_suffix(".txt").read_text().splitlines()
+        assert [row.split()[0] for row in rows] == ["1"] * number
     assert [each["file_name"] for each in coco.dataset["images"]] == sorted(
         map(str, photos.rglob("*.jpg"))
     )
@@ -98,6 +107,10 @@ def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
         (["cut.jpg", "good.png"], {}, r"cut\.jpg: .*truncated"),
         (["deep.png", "cut.jpg"], {}, r"deep\.png: .*8 bits.*\(2 of 2 images cannot be read\)"),
         ([""], {}, "no such file or folder"),
+        (["noise.mp4"], {"yolo": "y"}, r"noise\.mp4 is a video: --yolo and --label-studio"),
+        (["noise.mp4"], {"label_studio": "y"}, r"noise\.mp4 is a video: --yolo and"),
+        (["good.png", "good.jpg"], {"yolo": "y"}, r"good\.png: another image has this name"),
+        (["good.png"], {"yolo": "good.png/x"}, r"good\.png is no folder"),
         (["good.png"], {"output": "."}, r"good\.png is one of the images"),
         (["good.png"], {"output": "good.png/x"}, r"good\.png is no folder"),
         (["good.png"], {"output": None}, "nothing would be written"),
@@ -113,7 +126,8 @@ def test_bad_input_is_refused_before_anything_is_written(
     trained_folder, photos, tmp_path, monkeypatch, inputs, options, message
 ):
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (40, 30)).save("good.png")
+    for name in ("good.png", "good.jpg"):
+        Image.new("RGB", (40, 30)).save(name)
     Path("cut.jpg").write_bytes((photos / "0" / "0.jpg").read_bytes()[:2000])
     Image.fromarray(np.full((20, 20), 40000, np.uint16)).save("deep.png")
     Path("noise.mp4").write_bytes(b"noise" * 100)
@@ -179,7 +193,7 @@ def test_an_image_is_decoded_once(trained_folder, photos, tmp_path, monkeypatch)
 def test_beyond_pillows_limit_there_is_slicing(trained_folder, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)  # at twice as many it refuses
     path = str(next(photos.rglob("*.jpg")))
-    options = {"json_file": str(tmp_path / "found.json"), **LOW}
+    options = {"json_file": str(tmp_path / "found.json"), "yolo": str(tmp_path), **LOW}
     with pytest.raises(InputError, match=r"decompression bomb.*--slice"):
         run(str(trained_folder), [path], **options)
     assert run(str(trained_folder), [path], slice_side=128, **options) == 0
@@ -187,6 +201,8 @@ def test_beyond_pillows_limit_there_is_slicing(trained_folder, photos, tmp_path,
     coco = COCO(options["json_file"])
     (image,) = coco.dataset["images"]
     assert coco.anns
+    rows = (tmp_path / "labels" / Path(path).name).with_suffix(".txt").read_text().splitlines()
+    assert len(rows) == len(coco.anns) and all(len(row.split()) > 6 for row in rows)
     for each in coco.dataset["annotations"]:
         assert coco.annToMask(each).shape == (image["height"], image["width"])
         assert each["area"] == coco.annToMask(each).sum()
