@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Measures the backbone beside its peers: times, memory, share of the machine's matrix rate.
 
+With --exported: detectors and backbones as exported files beside the eager ones, on the CPU; of the
+other options, --networks (rope_vit_reg4_demo16, rope_vit_reg4_b14), --grids, --repeats and --out.
+
 Runs from the sources: what it calls lies in projects/, which is not installed.
 """
 
@@ -12,13 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rope_vit_det.engine.command_line import pixels
-from rope_vit_det.errors import input_errors_as_one_line
+from rope_vit_det.errors import InputError, input_errors_as_one_line
 
 
 def parse_args() -> argparse.Namespace:
     # What is not given keeps the default of BenchmarkOptions.
     parser = argparse.ArgumentParser(description=__doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
+    add("--exported", action="store_true", default=False, help="exported files, on the CPU")
     add(
         "--grids",
         nargs="+",
@@ -44,11 +48,19 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     out = args.pop("out")
-    from projects.benchmark import BenchmarkOptions, run_benchmark
-    from projects.benchmark.report import format_report
+    if args.pop("exported"):
+        from projects.benchmark.exported import format_exported, measure_exported
 
-    results = run_benchmark(BenchmarkOptions(**args))
-    print(format_report(results))
+        if others := set(args) - {"networks", "grids", "repeats"}:
+            raise InputError(f"--exported does not use --{min(others).replace('_', '-')}")
+        results = measure_exported(**args)
+        print(format_exported(results))
+    else:
+        from projects.benchmark import BenchmarkOptions, run_benchmark
+        from projects.benchmark.report import format_report
+
+        results = run_benchmark(BenchmarkOptions(**args))
+        print(format_report(results))
     if out:
         out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -33,7 +33,16 @@ from rope_vit_det.errors import InputError
 
 PRECISIONS = ("fp32", "bf16")
 MODES = ("forward", "training")
-_PACKAGES = ("torch", "torchvision", "detectron2", "birder", "timm")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "detectron2",
+    "birder",
+    "timm",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         )
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(device),
+        "machine": machine(device),
         "options": {**vars(options), "grids": [list(grid) for grid in options.grids]},
         "absent": [n for n in options.networks if n not in present],
         "output_difference": _output_difference(models, options.grids[0], device),
@@ -211,7 +220,8 @@ def _output_difference(
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
+    """The device's name, the number of threads, and versions of what runs on it."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..config.keys import with_settings
@@ -41,29 +42,31 @@ class ExportedDetector(nn.Module):
         return detector_postprocess(found, item.get("height", height), item.get("width", width))
 
 
-def compare_ap(cfg: CfgNode, detector: nn.Module, exported: nn.Module, most: float) -> str:
-    """Evaluates both on DATASETS.TEST and says what they reach.
+def compare_ap(
+    cfg: CfgNode, detector: nn.Module, exported: Mapping[str, nn.Module], most: float
+) -> None:
+    """Evaluates detectors on DATASETS.TEST and prints what they reach.
 
     Args:
-        most: AP points, of 100, that the exported one may lose on any task.
+        exported: by the precision of inference; the first is judged.
+        most: AP points, of 100, that it may lose on any task.
 
     Raises:
         RunError: it loses more.
     """
+    models = {("eager", "f32"): detector}
+    models |= {("exported", precision): model for precision, model in exported.items()}
     with tempfile.TemporaryDirectory() as folder:  # a training's own results stay
         cfg = with_settings(cfg, {"OUTPUT_DIR": folder})
-        eager, other = (
-            _average_precisions(Trainer.test(cfg, model)) for model in (detector, exported)
-        )
-    rows = [
-        f"{task} AP: eager {eager[task]:.3f}, exported {other[task]:.3f}, lost "
-        f"{eager[task] - other[task]:.3f}"
-        for task in eager
-    ]
-    summary = "; ".join(rows)
-    if not all(eager[task] - other[task] <= most for task in eager):
-        raise RunError(f"{summary}: more than --max-ap-loss {most}; nothing was written")
-    return summary
+        found = [_average_precisions(Trainer.test(cfg, model)) for model in models.values()]
+    eager, first = found[:2]
+    headers = ["model", "inference", *(f"{task} AP" for task in eager)]
+    rows = [[*name, *each.values()] for name, each in zip(models, found, strict=True)]
+    print(tabulate(rows, headers, "github", floatfmt=".3f"), flush=True)
+    lost = {task: eager[task] - first[task] for task in eager}
+    if not all(each <= most for each in lost.values()):
+        losses = ", ".join(f"{task} {each:.3f}" for task, each in lost.items())
+        raise RunError(f"AP lost: {losses}: more than --max-ap-loss {most}; nothing was written")
 
 
 def _average_precisions(results: Mapping[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Exporting, checking and evaluating, as a command line says."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch.export import Dim
 
 from ..config.run_config import find_config_file
 from ..data.classes import Classes
-from ..data.own import register_own_data, use_own_data
+from ..data.own import TRAIN, register_own_data, use_own_data
 from ..engine.setup import check_config
 from ..errors import InputError
 from ..layers.lora import merge_adapters
@@ -26,6 +27,14 @@ from .checks import LIMITS, ONNX_LIMITS, check_images, compare_detections, compa
 from .evaluation import ExportedDetector, compare_ap
 from .onnx_detector import OnnxDetector
 from .onnx_file import export_onnx, load_onnx
+from .openvino_file import (
+    calibration_images,
+    check_dataset,
+    check_packages,
+    inference_precisions,
+    load_openvino,
+    save_openvino,
+)
 from .padding import with_padding
 from .pyramid import Pyramid, export_pyramid
 from .sizes import dynamic_sides, other_size, size_multiple, traced_size
@@ -40,6 +49,8 @@ _FORMATS = {
     (".pt2", "backbone"): "the backbone with its pyramid, by torch.export",
     (".onnx", "backbone"): "the backbone with its pyramid, as ONNX",
     (".onnx", "detector"): "the detector as ONNX",
+    (".xml", "backbone"): "the backbone with its pyramid, for OpenVINO",
+    (".xml", "detector"): "the detector, for OpenVINO",
 }
 
 
@@ -53,7 +64,9 @@ def run(
     threshold: float = 0.05,
     categories: str | None = None,
     evaluate: bool = False,
-    max_ap_loss: float = 0.1,
+    max_ap_loss: float | None = None,
+    fp16: bool = False,
+    int8: str | None = None,
     force: bool = False,
     opts: Sequence[str] = (),
 ) -> None:
@@ -63,15 +76,19 @@ def run(
 
     Args:
         config_file: a config, or a training's OUTPUT_DIR.
-        output: the file; its suffix says as what is exported: .ts, .pt2 or .onnx.
-        part: "detector" or "backbone", of .onnx; None: what the suffix has, of .onnx the backbone.
+        output: the file; its suffix says as what is exported: .ts, .pt2, .onnx or .xml.
+        part: "detector" or "backbone", of .onnx and .xml; None: what the suffix has, of these two
+            the backbone.
         weights: a checkpoint; None: see
             :func:`~rope_vit_det.prediction.load_detector.read_detector_config`.
         images: files to compare on; none: drawn images.
         threshold: least score of a detection.
         categories: a COCO file, for a checkpoint without class names.
         evaluate: compare AP on DATASETS.TEST.
-        max_ap_loss: AP points, of 100, that may be lost.
+        max_ap_loss: AP points, of 100, that may be lost; None: 0.1, or 1 of what INT8 leaves.
+        fp16: keep weights in half the precision, in .xml. AP decides whether they are good enough,
+            as of `int8`.
+        int8: a registered dataset with which a .xml is quantised to 8 bits.
         force: replace a file.
         opts: KEY VALUE pairs over the config.
 
@@ -85,15 +102,29 @@ def run(
         known = "; ".join(f"{end}: {what}" for (end, _), what in _FORMATS.items())
         raise InputError(f"{output}: the suffix says what is exported ({known})")
     check_new_file(output, force=force)
+    beside = Path(output).with_suffix(".bin")  # of .xml
+    is_reduced = fp16 or int8 is not None
+    if suffix == ".xml":
+        check_packages()
+        check_new_file(beside, force=force)
+    elif is_reduced:
+        raise InputError(f"{output}: --fp16 and --int8 are for .xml")
+    if fp16 and int8 is not None:
+        raise InputError("--fp16 and --int8: one of them")
+    evaluate |= is_reduced
+    if max_ap_loss is None:
+        max_ap_loss = 0.1 if int8 is None else 1.0
     bound_caches()
     if not os.path.isdir(config_file):
         config_file = find_config_file(config_file)
     cfg = read_detector_config(config_file, weights, opts, threshold)
     cfg.MODEL.DEVICE = "cpu"
     if evaluate:
-        use_own_data(cfg, eval_only=True)
+        use_own_data(cfg, eval_only=int8 != TRAIN)
         register_own_data(cfg)
     cfg.freeze()
+    if int8 is not None:
+        check_dataset(cfg, int8)
     if evaluate:
         check_config(cfg, eval_only=True)
     detector, classes = load_detector(cfg, categories)
@@ -105,31 +136,55 @@ def run(
     )
     info = json.dumps(_info(cfg, detector, classes, step))
 
-    with new_file(output, force=force) as temporary:
+    padded = with_padding(detector, step)
+    pyramid = Pyramid(detector, step if suffix == ".pt2" else None).eval()
+
+    with contextlib.ExitStack() as files:
+        temporary = files.enter_context(new_file(output, force=force))
+        found: Callable[..., Mapping[str, Tensor]]
         if part == "detector":
-            padded = with_padding(detector, step)
             # Of odd sizes, so that cutting and padding is in the graph.
             traced, *others = (image[:, :-5, :-11] for image in (traced, *others))
             others.append(torch.full_like(traced, 128.0))  # in which nothing is found
-            save, limits = (
-                (_save_onnx_detector, ONNX_LIMITS) if suffix == ".onnx" else (_save_ts, LIMITS)
-            )
+            save = _save_ts if suffix == ".ts" else _save_onnx_detector
             found = save(temporary, padded, traced, step, info)
-            summary = compare_detections(padded, found, others, threshold, step, limits)
-            exported: nn.Module = ExportedDetector(found, step)
         else:
-            pyramid = Pyramid(detector, step if suffix == ".pt2" else None).eval()
-            save_pyramid = _save_onnx if suffix == ".onnx" else _save_pt2
-            ran = save_pyramid(temporary, pyramid, torch.stack([traced, traced]), step, info)
             # Another number of images at a time, too.
-            batches = [image[None] for image in others] + [torch.stack([traced, others[0]])]
-            summary = compare_features(pyramid, ran, batches)
-            exported = with_padding(detector, step, lambda images: ran(pyramid.to_pixels(images)))
-        print(summary, flush=True)
+            others = [image[None] for image in others] + [torch.stack([traced, others[0]])]
+            save_pyramid = _save_pt2 if suffix == ".pt2" else _save_onnx
+            found = save_pyramid(temporary, pyramid, torch.stack([traced, traced]), step, info)
+        runs: dict[str, Callable[..., Mapping[str, Tensor]]] = {"f32": found}
+        if suffix == ".xml":
+            kept = files.enter_context(new_file(beside, force=force))
+            images_of = int8 and calibration_images(cfg, int8, partial(_inputs, part, step))
+            save_openvino(temporary, kept, info, fp16=fp16, images=images_of or None)
+            runs = {each: load_openvino(temporary, kept, each) for each in inference_precisions()}
+        if not is_reduced:
+            if part == "detector":
+                limits = LIMITS if suffix == ".ts" else ONNX_LIMITS
+                summary = compare_detections(padded, runs["f32"], others, threshold, step, limits)
+            else:
+                summary = compare_features(pyramid, runs["f32"], others)
+            print(summary, flush=True)
         if evaluate:
-            print(compare_ap(cfg, detector, exported, max_ap_loss), flush=True)
-    what = f"{_FORMATS[suffix, part]}, {os.path.getsize(output) / 2**20:.1f} MiB"
+
+            def as_detector(run: Callable[..., Mapping[str, Tensor]]) -> nn.Module:
+                if part == "detector":
+                    return ExportedDetector(run, step)
+                return with_padding(detector, step, lambda images: run(pyramid.to_pixels(images)))
+
+            words = "INT8, else {}" if int8 else "{}, weights f16" if fp16 else "{}"
+            exported = {words.format(each): as_detector(run) for each, run in runs.items()}
+            compare_ap(cfg, detector, exported, max_ap_loss)
+    size = os.path.getsize(output) + (beside.stat().st_size if suffix == ".xml" else 0)
+    what = f"{_FORMATS[suffix, part]}, {size / 2**20:.1f} MiB"
     print(f"{output}: {what}; height and width: multiples of {step} px")
+
+
+def _inputs(part: str, step: int, image: Tensor) -> tuple[Tensor, ...]:
+    """Of a file, for an image (3, H, W)."""
+    padded, size = pad(image, step)
+    return (padded, size) if part == "detector" else (padded[None],)
 
 
 def _save_ts(path: Path, detector: nn.Module, image: Tensor, step: int, info: str) -> Detect:

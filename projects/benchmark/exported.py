@@ -1,0 +1,182 @@
+"""Exported detectors and backbones beside the eager ones, on the CPU."""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from projects.benchmark.measure import seconds
+from projects.benchmark.run import machine
+from rope_vit_det.config.run_config import read_run_config
+from rope_vit_det.errors import InputError
+from rope_vit_det.export.export_model import run as export
+from rope_vit_det.export.onnx_file import load_onnx
+from rope_vit_det.export.openvino_file import inference_precisions, load_openvino, save_openvino
+from rope_vit_det.export.padding import with_padding
+from rope_vit_det.export.pyramid import Pyramid
+from rope_vit_det.export.sizes import size_multiple
+from rope_vit_det.export.traced_detector import find_instances, pad
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+# Those that the demo and the recipe of COCO train.
+NETWORKS = {
+    "rope_vit_reg4_demo16": "demo.yaml",
+    "rope_vit_reg4_b14": "COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_1x.yaml",
+}
+_BATCHES = (1, 8)  # of the backbone
+# For INT8: how many do not change the time that it takes.
+_CALIBRATION = 4
+_TOKEN = 16  # pixels
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+EAGER, SCRIPT, ONNX = "eager fp32", "TorchScript fp32", "ONNX Runtime fp32"
+
+
+def measure_exported(
+    networks: Sequence[str] = tuple(NETWORKS),
+    grids: Sequence[tuple[int, int]] = ((40, 40), (64, 64)),
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Times one image of the detector, and batches of 1 and 8 of the backbone with its pyramid.
+
+    Weights are random; the detector finds all that it may. Each round times every runtime once.
+
+    Args:
+        networks: of `NETWORKS`.
+        grids: images' height and width in tokens of 16 pixels; they are padded to the multiple that
+            files want, for the eager model too.
+        repeats: rounds, after one that only warms up.
+
+    Returns:
+        A JSON-like dict: "date", "machine", "vnni", "measurements".
+
+    Raises:
+        InputError: an unknown network.
+    """
+    if unknown := [name for name in networks if name not in NETWORKS]:
+        raise InputError(f"unknown network {unknown[0]!r}; known are {', '.join(NETWORKS)}")
+    measurements = []
+    with TemporaryDirectory() as folder:
+        for network in networks:
+            cfg, _ = read_run_config(str(_CONFIGS / NETWORKS[network]), ["MODEL.DEVICE", "cpu"])
+            cfg.MODEL.WEIGHTS = ""
+            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+            torch.manual_seed(0)
+            detector = build_model(cfg).eval()
+            for part in ("detector", "backbone"):
+                runs = _export(cfg, detector, part, Path(folder))
+                for grid in grids:
+                    for batch in _BATCHES if part == "backbone" else (1,):
+                        inputs = _inputs(detector, part, grid, batch)
+                        times = _time(runs, inputs, repeats)
+                        for runtime, taken in times.items():
+                            label = {"network": network, "part": part, "runtime": runtime}
+                            label |= {"image": [_TOKEN * side for side in grid], "batch": batch}
+                            label |= {"padded": list(inputs[0].shape[-2:])}
+                            spent = {"median_s": median(taken), "seconds": taken}
+                            measurements.append({**label, **spent})
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        "vnni": sorted(_VNNI & set(flags.split())),
+        "measurements": measurements,
+    }
+
+
+def format_exported(results: Mapping[str, Any]) -> str:
+    """The table of medians in Markdown, and two ratios of them."""
+    measured = results["measurements"]
+    runtimes = list(dict.fromkeys(m["runtime"] for m in measured))
+    rows: dict[tuple, dict[str, float]] = {}
+    for m in measured:
+        key = (m["network"], m["part"], *("{}×{}".format(*m[side]) for side in ("image", "padded")))
+        rows.setdefault((*key, m["batch"]), {})[m["runtime"]] = m["median_s"]
+    table = [
+        [
+            *(str(each) for each in key),
+            *(f"{times[runtime]:.3f}" for runtime in runtimes),
+            f"{times[EAGER] / times[_openvino('f32')]:.2f}",
+            f"{times[_openvino('f32')] / times[_openvino('int8')]:.2f}",
+        ]
+        for key, times in rows.items()
+    ]
+    ratios = ["OpenVINO f32, times as fast as eager", "INT8, times as fast as OpenVINO f32"]
+    headers = ["network", "part", "px", "padded", "images", *(f"{r}, s" for r in runtimes), *ratios]
+    about = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        f"{results['date']}, {about['device']}, {about['threads']} threads, "
+        f"instructions for INT8: {', '.join(results['vnni']) or 'none'}; {versions}\n\n"
+        + tabulate(table, headers=headers, tablefmt="github", disable_numparse=True)
+    )
+
+
+def _openvino(precision: str) -> str:
+    return f"OpenVINO {precision}"
+
+
+def _export(cfg: Any, detector: nn.Module, part: str, folder: Path) -> dict[str, Callable]:
+    """A function from the inputs of a file, for each runtime."""
+    step = size_multiple(detector)
+    names = [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    classes = {"names": names, "ids": list(range(len(names)))}
+    weights, config = folder / "model.pth", folder / "config.yaml"
+    torch.save({"model": detector.state_dict(), "classes": classes}, weights)
+    config.write_text(cfg.dump())
+
+    def write(name: str) -> Path:
+        path = folder / name
+        options = {"config_file": str(config), "weights": str(weights), "threshold": 0.0}
+        export(**options, output=str(path), part=part, force=True)
+        return path
+
+    runs: dict[str, Callable]
+    if part == "detector":
+        padded = with_padding(detector, step)
+        script = torch.jit.load(str(write("model.ts")))
+        runs = {EAGER: lambda *inputs: find_instances(padded, *inputs), SCRIPT: script}
+    else:
+        pyramid = Pyramid(detector).eval()
+        (example,) = _inputs(detector, part, (2 * step // _TOKEN, 3 * step // _TOKEN), 2)
+        with torch.no_grad():
+            script = torch.jit.trace(pyramid, example, strict=False, check_trace=False)
+        runs = {EAGER: pyramid, SCRIPT: script}
+    graph = write("model.onnx")
+    runs[ONNX] = load_onnx(graph)
+    small = (2 * step // _TOKEN,) * 2
+    images = [_inputs(detector, part, small, 1) for _ in range(_CALIBRATION)]
+    for name, calibration in (("f32", None), ("int8", images)):
+        path, kept = folder / f"{name}.onnx", folder / f"{name}.bin"
+        path.write_bytes(graph.read_bytes())
+        save_openvino(path, kept, "", fp16=False, images=calibration)
+        runs[_openvino(name)] = load_openvino(path, kept, "f32")
+        if name == "f32" and "bf16" in inference_precisions():
+            runs[_openvino("bf16")] = load_openvino(path, kept, "bf16")
+    return runs
+
+
+def _inputs(
+    detector: nn.Module, part: str, grid: tuple[int, int], batch: int
+) -> tuple[Tensor, ...]:
+    image = torch.rand(3, *(side * _TOKEN for side in grid)) * 255
+    padded, size = pad(image, size_multiple(detector))
+    return (padded, size) if part == "detector" else (padded.expand(batch, -1, -1, -1).clone(),)
+
+
+def _time(
+    runs: Mapping[str, Callable], inputs: Sequence[Tensor], repeats: int
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {runtime: [] for runtime in runs}
+    with torch.inference_mode():
+        for turn in range(-1, repeats):
+            for runtime, run in runs.items():
+                taken = seconds(lambda run=run: run(*inputs), torch.device("cpu"))
+                times[runtime] += [taken] * (turn >= 0)
+    return times

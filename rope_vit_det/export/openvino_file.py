@@ -1,0 +1,134 @@
+"""Models in OpenVINO's format, made of ONNX, and run by OpenVINO."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MapDataset, get_detection_dataset_dicts
+from torch import Tensor
+
+from ..config.keys import with_settings
+from ..data.demo.dataset import register_where_named
+from ..data.readable import ReadableMapper
+from ..engine.setup import check_config
+from ..errors import InputError
+
+_PACKAGES = ("openvino", "nncf")
+CALIBRATION_IMAGES = 100
+
+
+def check_packages() -> None:
+    """
+    Raises:
+        InputError: one is missing.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f".xml needs {', '.join(missing)}: pip install 'rope-vit-det[openvino]', or these alone"
+        )
+
+
+def check_dataset(cfg: CfgNode, name: str) -> None:
+    """
+    Raises:
+        InputError: no dataset has this name, or it lacks files.
+    """
+    register_where_named([name])
+    if name not in DatasetCatalog:
+        known = ", ".join(DatasetCatalog.list())
+        raise InputError(f"--int8 {name}: no such dataset is registered; there are {known}")
+    check_config(with_settings(cfg, {"DATASETS.TEST": (name,)}), eval_only=True)
+
+
+def calibration_images(
+    cfg: CfgNode, dataset: str, prepare: Callable[[Tensor], tuple[Tensor, ...]]
+) -> MapDataset:
+    """Images of a dataset, evenly spaced, as inputs of a model.
+
+    Args:
+        dataset: registered.
+        prepare: from an image (3, H, W), float32, in its test size, to inputs.
+    """
+    mapper: Any = ReadableMapper(DatasetMapper(cfg, is_train=False))
+    records = get_detection_dataset_dicts(dataset, filter_empty=False)
+    spacing = max(1, len(records) // CALIBRATION_IMAGES)
+    records = records[: spacing * CALIBRATION_IMAGES : spacing]
+    return MapDataset(records, lambda record: prepare(mapper(record)["image"].float()))
+
+
+def inference_precisions() -> list[str]:
+    """Those that OpenVINO has on this CPU: "f32", and "bf16" where it is no slower."""
+    import openvino
+
+    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["f32", "bf16"] if "BF16" in found else ["f32"]
+
+
+def save_openvino(
+    path: Path,
+    weights: Path,
+    info: str,
+    *,
+    fp16: bool = False,
+    images: Sequence[Sequence[Tensor]] | None = None,
+) -> None:
+    """Puts a model in OpenVINO's format in the place of a file of ONNX.
+
+    Args:
+        path: of the ONNX file, which becomes the .xml one.
+        weights: of the .bin file.
+        info: for the model's `rt_info`, as "info".
+        fp16: weights are kept in half the precision.
+        images: inputs to quantise the model with, to 8 bits; None: it stays as it is.
+    """
+    import openvino
+
+    model = openvino.Core().read_model(path.read_bytes())
+    if images is not None:
+        model = _quantize(model, images)
+    model.set_rt_info(info, "info")
+    draft = path.with_suffix(".xml")  # OpenVINO chooses the format by it
+    try:
+        openvino.save_model(model, draft, compress_to_fp16=fp16)
+        os.replace(draft.with_suffix(".bin"), weights)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+        draft.with_suffix(".bin").unlink(missing_ok=True)
+
+
+def load_openvino(path: Path, weights: Path, precision: str) -> Callable[..., dict[str, Tensor]]:
+    """A function from the inputs of a model, in their order, to its outputs.
+
+    Args:
+        precision: of inference, see :func:`inference_precisions`.
+    """
+    import openvino
+
+    core = openvino.Core()
+    options = {"INFERENCE_PRECISION_HINT": precision}
+    model = core.compile_model(core.read_model(path, weights), "CPU", options)
+
+    def run(*tensors: Tensor) -> dict[str, Tensor]:
+        found = model([tensor.numpy() for tensor in tensors])
+        return {output.any_name: torch.from_numpy(found[output]) for output in model.outputs}
+
+    return run
+
+
+def _quantize(model: Any, images: Sequence[Sequence[Tensor]]) -> Any:
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images, lambda tensors: [tensor.numpy() for tensor in tensors]),
+        subset_size=CALIBRATION_IMAGES,
+        model_type=nncf.ModelType.TRANSFORMER,
+    )
