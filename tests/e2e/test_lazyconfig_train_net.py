@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import differences, metrics_without_times
 
 from rope_vit_det.checkpoint.checkpointer import read_classes
 
@@ -99,3 +100,15 @@ def test_a_wrong_number_of_classes_is_one_line(run):
     status, log = run("train.init_checkpoint=", "model.roi_heads.num_classes=80")
     assert status == 2 and "Traceback" not in log
     assert "set model.roi_heads.num_classes 4" in log.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_run_is_to_the_bit_the_one_without_its_rehearsal(run, tmp_path):
+    folders = [tmp_path / name for name in ("with", "without")]
+    for folder, flags in zip(folders, ((), ("--no-rehearsal",)), strict=True):
+        status, log = run(*flags, "train.init_checkpoint=", f"train.output_dir={folder}")
+        assert status == 0, log[-4000:]
+    assert differences(*map(metrics_without_times, folders)) == []
+    for name in ("model_0000001.pth", "model_final.pth"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in folders)
+        assert differences(one, other) == []
