@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
 from .classes import dataset_classes
+from .rle_masks import as_rle
 
 COCO_KEYPOINTS = 17
 
@@ -144,10 +145,7 @@ def clean_mask(mask: Any) -> list[list[float]] | dict[str, Any] | None:
     if mask is None or not len(mask):
         return None
     if isinstance(mask, Mapping):
-        if not isinstance(mask["counts"], str | bytes):
-            mask = mask_util.frPyObjects({**mask, "counts": [*mask["counts"]]}, *mask["size"])
-        counts = mask["counts"]
-        return {**mask, "counts": counts.decode() if isinstance(counts, bytes) else counts}
+        return as_rle(mask)
     parts = [part if isinstance(part, list) else np.asarray(part).tolist() for part in mask]
     return [part for part in parts if is_polygon(part)] or None
 

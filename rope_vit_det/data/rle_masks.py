@@ -1,6 +1,6 @@
 """Masks of large images: COCO's run lengths, and pixels only of a part, or on demand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -36,11 +36,12 @@ def encode_part(part: np.ndarray, left: int, top: int, size: tuple[int, int]) ->
     return as_rle({"counts": counts, "size": [height, width]})
 
 
-def as_rle(mask: dict[str, Any]) -> dict[str, Any]:
+def as_rle(mask: Mapping[str, Any]) -> dict[str, Any]:
     """An annotation's RLE, compressed, its counts a text, as JSON takes it."""
-    if isinstance(mask["counts"], list):
-        mask = mask_util.frPyObjects(mask, *mask["size"])
     counts = mask["counts"]
+    if not isinstance(counts, str | bytes):
+        whole = {"size": mask["size"], "counts": [*counts]}
+        counts = mask_util.frPyObjects(whole, *mask["size"])["counts"]
     text = counts if isinstance(counts, str) else counts.decode()
     return {"size": [int(side) for side in mask["size"]], "counts": text}
 
