@@ -111,3 +111,29 @@ def test_a_recipe_of_timms_weights_has_their_pixels_and_the_window_of_their_grid
         assert cfg.MODEL[f"PIXEL_{key}"] == pytest.approx([255 * v for v in values], abs=1e-3)
     window = cfg.MODEL.ROPE_VIT.WINDOW_SIZE
     assert (window, window) == VARIANTS[entry.network]["default_pt_grid_size"]
+    assert cfg.MODEL.ROPE_VIT.PT_GRID_SIZE is None  # their own way, which maps onto that grid
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_eva02_learns_at_its_own_rate_for_the_batch(size):
+    folder, network = "COCO-InstanceSegmentation", f"mask_rcnn_eva02_{size}_patch14_224"
+    theirs, ours = (
+        load(f"{folder}/cascade_{network}_eva02.yaml"),
+        load(f"{folder}/{network}_1x.yaml"),
+    )
+    share = (ours.SOLVER.IMS_PER_BATCH / theirs.SOLVER.IMS_PER_BATCH) ** 0.5
+    assert pytest.approx(theirs.SOLVER.BASE_LR * share, rel=5e-3) == ours.SOLVER.BASE_LR
+    assert ours.SOLVER.LAYER_DECAY == theirs.SOLVER.LAYER_DECAY
+    for key in ("NAME", "DROP_PATH_RATE", "WINDOW_SIZE"):
+        assert ours.MODEL.ROPE_VIT[key] == theirs.MODEL.ROPE_VIT[key]
+
+
+@pytest.mark.parametrize("name", [n for n in recipes(".yaml") if "_frozen_1x" in n])
+def test_a_frozen_recipe_is_the_full_one_with_nothing_learning(name):
+    frozen, full = load(name), load(name.replace("_frozen", ""))
+    assert frozen.MODEL.ROPE_VIT.FREEZE_BLOCKS == -1
+    full.defrost(), frozen.defrost()
+    for cfg in (frozen, full):
+        cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS, cfg.SOLVER.BASE_LR = 0, 0.1
+        cfg.MODEL.ROPE_VIT.PT_GRID_SIZE = None  # birder's: as frozen networks want it
+    assert frozen == full

@@ -202,6 +202,7 @@ def test_precisions_stay_close_to_float32(net):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("net", ["vit_base_patch16_rope_mixed_ape_224"], indirect=True)
 def test_compiled_blocks_give_the_eager_result(net, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k, backend="aot_eager"))
