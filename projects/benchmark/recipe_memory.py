@@ -32,7 +32,6 @@ SWITCHES = {
     "bf16, accumulated, checkpointed": ("SOLVER.ACCUMULATE", "2", *_CHECKPOINT),
     "bf16, 8 blocks frozen": ("MODEL.ROPE_VIT.FREEZE_BLOCKS", "8"),
     "bf16, network frozen": ("MODEL.ROPE_VIT.FREEZE_BLOCKS", "-1"),
-    "bf16, LoRA of rank 16": ("MODEL.ROPE_VIT.LORA.RANK", "16"),
 }
 
 

@@ -26,7 +26,7 @@ class AdaptedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         low = F.linear(F.dropout(x, self.lora_dropout, self.training), self.lora_a)
-        return super().forward(x) + self.lora_scale * F.linear(low, self.lora_b)
+        return super().forward(x) + F.linear(self.lora_scale * low, self.lora_b)
 
 
 class AdaptedQueryValueBias(AdaptedLinear, QueryValueBias):

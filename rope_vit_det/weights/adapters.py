@@ -24,7 +24,7 @@ _PREFIX = f"{BACKBONE}."
 def write_adapters(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    base: str | os.PathLike[str],
+    base: str,
     *,
     force: bool = False,
 ) -> str:
@@ -45,7 +45,6 @@ def write_adapters(
         InputError: nothing was written: a file cannot be read, there are no adapters, or the
             network is not the base's, to the bit.
     """
-    base = os.fspath(base)
     content = load_torch_file(source)
     tensors, metadata = plain_state(content)
     alone = {k: t for k, t in tensors.items() if not k.startswith(_PREFIX) or ".lora_" in k}
