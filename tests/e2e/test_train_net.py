@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from rope_vit_det import create_model
+from rope_vit_det.weights import write_weights_file
+from rope_vit_det.weights.info import WeightsInfo
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,3 +129,28 @@ def test_the_demo_runs_and_runs_again(run):
             assert name in log
         assert "occluded" in log and "| AP" in log
         assert (run.folder / "output" / "demo.previous" / "model_final.pth").exists() == previous
+
+
+@pytest.mark.slow
+def test_a_frozen_network_in_bf16_trains_goes_on_predicts_and_is_exported(run, config):
+    weights = run.folder / "rope_vit_reg4_demo16_mine.safetensors"
+    network = create_model("rope_vit_reg4_demo16")
+    pixels = ((0.5,) * 3, (0.25,) * 3)
+    info = WeightsInfo("rope_vit_reg4_demo16", None, 0, {}, (224, 224), *pixels)
+    write_weights_file(weights, network.state_dict(), info)
+    opts = ("MODEL.ROPE_VIT.DTYPE", "bfloat16", "MODEL.ROPE_VIT.FREEZE_BLOCKS", "-1")
+    opts += ("MODEL.WEIGHTS", weights, "MODEL.ROPE_VIT.CHECK_WEIGHTS", "False")
+    opts += ("SOLVER.EMA.ENABLED", "True", "OUTPUT_DIR", "bf16")
+    run("train_net.py", *config, *SHORT, *opts, "SOLVER.MAX_ITER", "4")
+    run("train_net.py", *config, "--resume", *SHORT, *opts, "SOLVER.MAX_ITER", "6")
+    model = torch.load(run.folder / "bf16" / "model_final.pth")["model"]
+    for key, tensor in network.state_dict().items():
+        if f"backbone.net.{key}" in model:
+            assert torch.equal(model[f"backbone.net.{key}"], tensor.bfloat16()), key
+    heads = [t.dtype for k, t in model.items() if not k.startswith("backbone.net.")]
+    assert set(heads) == {torch.float32}
+    run("train_net.py", *config, "--eval-only", *opts, "MODEL.WEIGHTS", "bf16/model_final.pth")
+    assert "p3" in run("export_model.py", "bf16", "backbone.pt2")
+    run("convert_weights.py", "bf16/model_final.pth", "rope_vit_reg4_demo16_back.safetensors")
+    back = load_file(run.folder / "rope_vit_reg4_demo16_back.safetensors")
+    assert torch.equal(back["class_token"], network.class_token.bfloat16())
