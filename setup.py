@@ -48,7 +48,12 @@ if __name__ == "__main__":
         packages=[
             *find_packages(include=["rope_vit_det", "rope_vit_det.*"]),
             "rope_vit_det.configs",
+            "rope_vit_det.examples",
             "rope_vit_det_tools",
         ],
-        package_dir={"rope_vit_det.configs": "configs", "rope_vit_det_tools": "tools"},
+        package_dir={
+            "rope_vit_det.configs": "configs",
+            "rope_vit_det.examples": "examples",
+            "rope_vit_det_tools": "tools",
+        },
     )

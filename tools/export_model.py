@@ -42,6 +42,8 @@ def main() -> None:
     add("--fp16", action="store_true", help="weights of .xml in half the precision; with --eval")
     add("--int8", metavar="DATASET",
         help="quantise .xml to 8 bits with images of this dataset; with --eval")  # fmt: skip
+    add("--bundle", action="store_true",
+        help="make FILE's folder, with a README, info.json and a script that runs it")  # fmt: skip
     add("--force", action="store_true", help="replace a file that is there")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config")
     args = parser.parse_args()

@@ -100,7 +100,7 @@ def rehearse(
     Path(output, TRACEBACK_FILE).unlink(missing_ok=True)
     rehearsed = partial(_rehearse, build, output)
     if device.startswith("cuda") or count_processes(args) > 1:
-        in_own_process(rehearsed, "the rehearsal", device)
+        in_own_process(rehearsed, "rehearsal", device)
     else:
         rehearsed()
     seconds = time.perf_counter() - start

@@ -44,8 +44,8 @@ class ExportedDetector(nn.Module):
 
 def compare_ap(
     cfg: CfgNode, detector: nn.Module, exported: Mapping[str, nn.Module], most: float
-) -> None:
-    """Evaluates detectors on DATASETS.TEST and prints what they reach.
+) -> dict[str, float]:
+    """Evaluates detectors on DATASETS.TEST, prints what they reach, and gives the first's.
 
     Args:
         exported: by the precision of inference; the first is judged.
@@ -67,6 +67,7 @@ def compare_ap(
     if not all(each <= most for each in lost.values()):
         losses = ", ".join(f"{task} {each:.3f}" for task, each in lost.items())
         raise RunError(f"AP lost: {losses}: more than --max-ap-loss {most}; nothing was written")
+    return first
 
 
 def _average_precisions(results: Mapping[str, Any]) -> dict[str, float]:

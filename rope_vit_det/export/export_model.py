@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..config.run_config import find_config_file
+from ..config.run_config import find_config_file, read_run_config
 from ..data.classes import Classes
 from ..data.own import TRAIN, register_own_data, use_own_data
 from ..engine.setup import check_config
@@ -21,8 +21,11 @@ from ..errors import InputError
 from ..layers.lora import merge_adapters
 from ..models import RoPEViT
 from ..prediction.load_detector import load_detector, read_detector_config
-from ..utils.atomic_files import check_new_file, new_file
+from ..utils.atomic_files import check_new_file, check_new_folder, new_file, new_folder
 from ..utils.memory import bound_caches
+from ..weights.catalogue import published_weights
+from ..weights.load import PREFIXES
+from .bundle import write_bundle
 from .checks import LIMITS, ONNX_LIMITS, check_images, compare_detections, compare_features
 from .evaluation import ExportedDetector, compare_ap
 from .onnx_detector import OnnxDetector
@@ -67,6 +70,7 @@ def run(
     max_ap_loss: float | None = None,
     fp16: bool = False,
     int8: str | None = None,
+    bundle: bool = False,
     force: bool = False,
     opts: Sequence[str] = (),
 ) -> None:
@@ -89,6 +93,7 @@ def run(
         fp16: keep weights in half the precision, in .xml. AP decides whether they are good enough,
             as of `int8`.
         int8: a registered dataset with which a .xml is quantised to 8 bits.
+        bundle: make the file's folder, with what whoever gets it needs.
         force: replace a file.
         opts: KEY VALUE pairs over the config.
 
@@ -101,12 +106,15 @@ def run(
     if (suffix, part) not in _FORMATS:
         known = "; ".join(f"{end}: {what}" for (end, _), what in _FORMATS.items())
         raise InputError(f"{output}: the suffix says what is exported ({known})")
-    check_new_file(output, force=force)
-    beside = Path(output).with_suffix(".bin")  # of .xml
+    folder = Path(os.path.abspath(output)).parent
+    if bundle:
+        check_new_folder(folder)
+    else:
+        check_new_file(output, force=force)
     is_reduced = fp16 or int8 is not None
     if suffix == ".xml":
         check_packages()
-        check_new_file(beside, force=force)
+        check_new_file(Path(output).with_suffix(".bin"), force=force)
     elif is_reduced:
         raise InputError(f"{output}: --fp16 and --int8 are for .xml")
     if fp16 and int8 is not None:
@@ -134,13 +142,19 @@ def run(
     traced, *others = check_images(
         images, [traced_size(step), traced_size(step), other_size(step)], cfg.INPUT.FORMAT
     )
-    info = json.dumps(_info(cfg, detector, classes, step))
+    description = _info(cfg, detector, classes, step)
+    description |= {"threshold": threshold, "pretrained": _pretrained(config_file)}
+    info = json.dumps(description)
+    what, ap = _FORMATS[suffix, part], None
 
     padded = with_padding(detector, step)
     pyramid = Pyramid(detector, step if suffix == ".pt2" else None).eval()
 
     with contextlib.ExitStack() as files:
-        temporary = files.enter_context(new_file(output, force=force))
+        if bundle:
+            folder = files.enter_context(new_folder(folder))
+        file = folder / Path(output).name
+        temporary = files.enter_context(new_file(file, force=force))
         found: Callable[..., Mapping[str, Tensor]]
         if part == "detector":
             # Of odd sizes, so that cutting and padding is in the graph.
@@ -155,7 +169,7 @@ def run(
             found = save_pyramid(temporary, pyramid, torch.stack([traced, traced]), step, info)
         runs: dict[str, Callable[..., Mapping[str, Tensor]]] = {"f32": found}
         if suffix == ".xml":
-            kept = files.enter_context(new_file(beside, force=force))
+            kept = files.enter_context(new_file(file.with_suffix(".bin"), force=force))
             images_of = int8 and calibration_images(cfg, int8, partial(_inputs, part, step))
             save_openvino(temporary, kept, info, fp16=fp16, images=images_of or None)
             runs = {each: load_openvino(temporary, kept, each) for each in inference_precisions()}
@@ -175,10 +189,12 @@ def run(
 
             words = "INT8, else {}" if int8 else "{}, weights f16" if fp16 else "{}"
             exported = {words.format(each): as_detector(run) for each, run in runs.items()}
-            compare_ap(cfg, detector, exported, max_ap_loss)
-    size = os.path.getsize(output) + (beside.stat().st_size if suffix == ".xml" else 0)
-    what = f"{_FORMATS[suffix, part]}, {size / 2**20:.1f} MiB"
-    print(f"{output}: {what}; height and width: multiples of {step} px")
+            ap = compare_ap(cfg, detector, exported, max_ap_loss)
+        if bundle:
+            write_bundle(file, part, what, description, ap)
+    written = {suffix, ".bin"} if suffix == ".xml" else {suffix}
+    size = sum(os.path.getsize(Path(output).with_suffix(each)) for each in written) / 2**20
+    print(f"{output}: {what}, {size:.1f} MiB; height and width: multiples of {step} px")
 
 
 def _inputs(part: str, step: int, image: Tensor) -> tuple[Tensor, ...]:
@@ -230,9 +246,19 @@ def _info(cfg: CfgNode, detector: nn.Module, classes: Classes, step: int) -> dic
         "network": cfg.MODEL.ROPE_VIT.NAME if is_ours else None,
         "channels": cfg.INPUT.FORMAT,
         "pixel_mean": detector.get_buffer("pixel_mean").flatten().tolist(),
+        "pixel_std": detector.get_buffer("pixel_std").flatten().tolist(),
         "multiple_of": step,
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
         "classes": classes["names"],
         "category_ids": classes["ids"],
     }
+
+
+def _pretrained(config_file: str) -> dict[str, str | None]:
+    """Which weights the training began with, and their licence, where that is known."""
+    source = read_run_config(config_file)[0].MODEL.WEIGHTS
+    prefix, _, name = source.partition("//")
+    known = published_weights().get(name) if prefix in PREFIXES else None
+    source = name if known else os.path.basename(source)
+    return {"weights": source or None, "licence": known.license if known else None}

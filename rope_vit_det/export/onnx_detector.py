@@ -127,7 +127,7 @@ def _detect_in_rois(
     is_cascade = isinstance(heads, CascadeROIHeads)
     stages = heads.box_head if is_cascade else [heads.box_head]
     predictors = heads.box_predictor if is_cascade else [heads.box_predictor]
-    scores = boxes.new_zeros(1).expand(boxes.shape[0], 1)
+    scores = boxes.new_zeros(boxes.shape[0], 1)
     for stage, predictor in zip(stages, predictors, strict=True):
         pooled, order = _pool(heads.box_pooler, features, heads.box_in_features, boxes)
         logits, deltas = predictor(stage(pooled))

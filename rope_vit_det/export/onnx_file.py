@@ -13,95 +13,13 @@ from torch import Tensor, nn
 from ..errors import InputError, RunError
 from ..utils.own_process import in_own_process
 from .onnx_detector import FIND_KEYPOINTS, NMS
+from .onnx_text import CHECK, CUT, DOMAIN, FUNCTIONS, KEEP
 from .sizes import REFUSAL
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _OPSET = 20
 _LONGEST = 300  # characters of an exporter's error
 _ALL = 2**62
-_DOMAIN = "rope_vit_det"
-# In front of the graph. ONNX has no assertions: what is wrong makes a shape of too many elements.
-# (An index out of bounds is an error to ONNX Runtime, but not to OpenVINO.)
-_CHECK = """
-    multiples = Constant <value_ints = {multiples}> ()
-    shape = Shape ({image})
-    rest = Mod (shape, multiples)
-    same = Add (shape, rest)
-    {refusal} = Reshape ({image}, same)"""
-_KEEP = """
-    checked_{image} = Identity ({refusal})"""
-# What lies beyond the size and its multiple is cut off.
-_CUT = """
-    one = Constant <value_ints = [1]> ()
-    axes = Constant <value_ints = [1, 2]> ()
-    sides = Gather (shape, axes)
-    below = Less (size, one)
-    above = Greater (size, sides)
-    either = Or (below, above)
-    wrong = Cast <to = 7> (either)
-    checked_size = Identity (size)
-    surplus = ReduceSum (wrong)
-    elements = Add (shape, surplus)
-    size_must_be_that_of_a_part_of_the_image = Reshape ({refusal}, elements)
-    step = Constant <value_ints = [{step}]> ()
-    negative = Neg (size)
-    missing = Mod (negative, step)
-    end = Add (size, missing)
-    start = Constant <value_ints = [0, 0]> ()
-    checked_image = Slice (size_must_be_that_of_a_part_of_the_image, start, end, axes)"""
-
-# A box after the other, since each is enlarged to its own size.
-_FIND_KEYPOINTS = """
-<opset_import: ["": 20], domain: "rope_vit_det">
-FindKeypoints (heatmaps, boxes) => (keypoints) {
-    zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    rest = Constant <value_ints = [-1]> ()
-    reversed = Constant <value_ints = [1, 0]> ()
-    half = Constant <value_float = 0.5> ()
-    yes = Constant <value = bool {1}> ()
-    start, end = Split <axis = 1, num_outputs = 2> (boxes)
-    least = CastLike (one, boxes)
-    difference = Sub (end, start)
-    sides = Max (difference, least)
-    pixels = Ceil (sides)
-    steps = Div (sides, pixels)
-    shape = Shape <start = 0, end = 2> (heatmaps)
-    number, joints = Split <num_outputs = 2> (shape)
-    flat = Concat <axis = 0> (joints, rest)
-    places = Loop (number, yes) <body = find (int64 i, bool go) => (bool go_on, float[K, 3] found) {
-        go_on = Identity (go)
-        at = Unsqueeze (i, zero)
-        width_height = Gather <axis = 0> (pixels, i)
-        step = Gather <axis = 0> (steps, at)
-        corner = Gather <axis = 0> (start, at)
-        whole = Cast <to = 7> (width_height)
-        height_width = Gather (whole, reversed)
-        width = Gather (whole, zero)
-        size = Concat <axis = 0> (one, joints, height_width)
-        heatmap = Gather <axis = 0> (heatmaps, at)
-        large = Resize <mode = "cubic", cubic_coeff_a = -0.75> (heatmap, , , size)
-        logits = Reshape (large, flat)
-        best = ReduceMax (logits, one)
-        place = ArgMax <axis = 1> (logits)
-        x = Mod (place, width)
-        y = Div (place, width)
-        xy = Concat <axis = 1> (x, y)
-        cells = CastLike (xy, half)
-        centers = Add (cells, half)
-        inside = Mul (centers, step)
-        placed = Add (inside, corner)
-        small = Reshape (heatmap, flat)
-        below = Sub (small, best)
-        parts = Exp (below)
-        sum = ReduceSum (parts, one)
-        score = Reciprocal (sum)
-        found = Concat <axis = 1> (placed, score)
-    }>
-    three = Constant <value_ints = [3]> ()
-    all = Concat <axis = 0> (shape, three)
-    keypoints = Reshape (places, all)
-}"""
 
 
 def export_onnx(
@@ -182,13 +100,30 @@ def _export(
         words = " ".join(f"{type(cause).__name__} {cause}".split())[:_LONGEST]
         raise RunError(f"torch.onnx.export failed: {words}; nothing was written") from None
     proto = program.model_proto
-    if any(node.domain == _DOMAIN for node in proto.graph.node):
-        proto.functions.append(onnx.parser.parse_function(_FIND_KEYPOINTS))
+    _use_functions(proto)
     _check_inputs(proto, step)
     entry = proto.metadata_props.add()
     entry.key, entry.value = "info", info
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
+
+
+def _use_functions(model: Any) -> None:
+    """Puts the functions into a model that it calls, and ours in the place of slow operators."""
+    from onnx import helper, parser
+
+    for node in model.graph.node:
+        options = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        if options.get("mode") == b"cubic" and not options.get("antialias"):
+            image, _, _, size = node.input
+            name, output = node.name, node.output[0]
+            node.CopyFrom(
+                helper.make_node("ResizeBicubic", [image, size], [output], name, domain=DOMAIN)
+            )
+    if any(node.domain == DOMAIN for node in model.graph.node):
+        model.functions.extend(map(parser.parse_function, FUNCTIONS))
+        if DOMAIN not in {each.domain for each in model.opset_import}:
+            model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
 def _check_inputs(model: Any, step: int) -> None:
@@ -201,7 +136,7 @@ def _check_inputs(model: Any, step: int) -> None:
     image = graph.input[0]
     cuts = len(graph.input) > 1
     others = len(image.type.tensor_type.shape.dim) - 2
-    text = (_CHECK + (_CUT if cuts else _KEEP)).format(
+    text = (CHECK + (CUT if cuts else KEEP)).format(
         image=image.name,
         multiples=[1] * others + [step, step],
         refusal=REFUSAL.format(step=step),
@@ -225,4 +160,4 @@ def _suppress(boxes: Any, scores: Any, overlap: float, least: float) -> Any:
 def _find_keypoints(heatmaps: Any, boxes: Any) -> Any:
     from onnxscript.values import Op, Opset
 
-    return Op(Opset(_DOMAIN, 1), "FindKeypoints")(heatmaps, boxes)
+    return Op(Opset(DOMAIN, 1), "FindKeypoints")(heatmaps, boxes)

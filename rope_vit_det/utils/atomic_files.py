@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,24 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """For writing a folder whole or not at all: gives a temporary one, which is moved at the end.
+
+    Raises:
+        InputError: as :func:`check_new_folder`.
+    """
+    path = Path(os.path.abspath(path))
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        folder = Path(temporary, path.name)
+        folder.mkdir()
+        yield folder
+        folder.rename(path)
+    _flush_folder(path.parent)
+
+
 def check_new_file(path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Finds out, before the work, whether a file can be put at a path.
 
@@ -51,6 +70,17 @@ def check_new_file(path: str | os.PathLike[str], *, force: bool = False) -> None
     if os.path.exists(path) and not force:
         raise InputError(f"{path} is there already; give another name, or --force to replace it")
     check_folder(Path(os.path.realpath(path)).parent)
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Finds out, before the work, whether a folder can be made.
+
+    Raises:
+        InputError: it is there, or as :func:`check_folder` of the one that it is to be in.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} is there already; name a new folder")
+    check_folder(Path(os.path.abspath(path)).parent)
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:

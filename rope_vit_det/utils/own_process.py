@@ -1,5 +1,6 @@
 """Work in a process that is gone afterwards, with all that it took, and may die alone."""
 
+import gc
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,8 +23,8 @@ def in_own_process(work: Callable[[], Any], name: str, device: str = "cpu") -> A
         device: that it uses.
 
     Raises:
-        InputError: it did, or the process ended without an answer.
-        RunError: it did.
+        InputError: it did.
+        RunError: it did, or the process died.
     """
     context: ForkContext | SpawnContext
     for context in (multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")):
@@ -36,9 +37,8 @@ def in_own_process(work: Callable[[], Any], name: str, device: str = "cpu") -> A
             answer = receiver.recv()
         except EOFError:
             process.join()
-            raise InputError(
-                f"the process of {name} ended with exit status {process.exitcode}"
-            ) from None
+            status = process.exitcode
+            raise RunError(f"the process of {name} ended with exit status {status}") from None
         process.join()
         if answer is not None:
             break
@@ -52,6 +52,7 @@ def _answer(sender: Connection, work: Callable[[], Any], device: str, method: st
     """Sends a result and an error, of which there is one; None: in a fork nothing works here."""
     try:
         if method == "fork":
+            gc.freeze()  # what was there before, such as a thread pool, cannot be taken down here
             torch.set_num_threads(1)  # OpenMP's threads are not forked
             torch.zeros(1, device=device, requires_grad=True).sum().backward()
     except RuntimeError:  # CUDA, or autograd's threads, were in use before

@@ -1,0 +1,63 @@
+"""What lies beside an exported file in a folder to hand over."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..config.run_config import PACKAGE
+
+_EXAMPLES = next(
+    folder for folder in (PACKAGE / "examples", PACKAGE.parent / "examples") if folder.is_dir()
+)
+_NEEDS = {".ts": "pillow torch torchvision", ".pt2": "torch", ".onnx": "pillow onnxruntime"}
+_MADE_WITH = ("rope-vit-det", "detectron2", "torch", "onnx", "onnxruntime")
+_README = """\
+# {name}
+
+{what}, of {classes}. To run it:
+
+```sh
+pip install numpy {needs}
+python {runner} {name}{arguments}
+```
+
+`info.json` says what it was trained from, how good it is, and which images it takes.
+"""
+
+
+def write_bundle(
+    file: Path, part: str, what: str, info: Mapping[str, Any], ap: Mapping[str, float] | None
+) -> None:
+    """Puts a README, the script that runs the file, and info.json beside it.
+
+    Args:
+        file: exported.
+        part: "detector" or "backbone".
+        what: the file is, in words.
+        info: what the file says about itself.
+        ap: of it, by task, of 100; None: not measured.
+    """
+    more = {
+        "AP": ap,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            each.name: each.version for each in metadata.distributions() if each.name in _MADE_WITH
+        },
+    }
+    text = json.dumps({**info, **more}, indent=2, ensure_ascii=False)
+    (file.parent / "info.json").write_text(text + "\n", "utf-8")
+    runner = f"run_{part}.py"
+    shutil.copy(_EXAMPLES / runner, file.parent)
+    text = _README.format(
+        name=file.name,
+        what=what[0].upper() + what[1:],
+        classes=", ".join(info["classes"]),
+        needs=_NEEDS[file.suffix],
+        runner=runner,
+        arguments=" photo.jpg drawn.png" if part == "detector" else "",
+    )
+    (file.parent / "README.md").write_text(text, "utf-8")
