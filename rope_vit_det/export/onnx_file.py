@@ -158,6 +158,9 @@ def _suppress(boxes: Any, scores: Any, overlap: float, least: float) -> Any:
 
 
 def _find_keypoints(heatmaps: Any, boxes: Any) -> Any:
+    from onnx.defs import OpSchema
     from onnxscript.values import Op, Opset
 
-    return Op(Opset(DOMAIN, 1), "FindKeypoints")(heatmaps, boxes)
+    x, y, out = (OpSchema.FormalParameter(name, "tensor(float)") for name in "xyz")
+    schema = OpSchema("FindKeypoints", DOMAIN, 1, inputs=[x, y], outputs=[out])
+    return Op(Opset(DOMAIN, 1), "FindKeypoints", schema)(heatmaps, boxes)
