@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Runs an exported backbone with its pyramid: run_backbone.py backbone.onnx (or backbone.pt2)
+"""Runs an exported backbone with its pyramid: run_backbone.py backbone.onnx (or .xml, or .pt2)
 
-Needs onnxruntime and numpy for .onnx, torch for .pt2; neither rope_vit_det nor Detectron2.
+Needs numpy and onnxruntime for .onnx, openvino for .xml, torch for .pt2; neither rope_vit_det nor
+Detectron2.
 """
 
 import json
@@ -20,6 +21,19 @@ def run_onnx(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
+def run_xml(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Images (N, 3, H, W), float32, 0 to 255, to feature maps."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)  # and the weights, from the .bin beside it
+    print(json.loads(model.get_rt_info("info").value))
+    # Of itself, OpenVINO would take bfloat16 where the CPU has AMX.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled({"images": images})
+    return {output.any_name: found[output] for output in compiled.outputs}
+
+
 def run_pt2(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
     """Images (N, 3, H, W), float32, 0 to 255, to feature maps."""
     import torch
@@ -34,7 +48,7 @@ def run_pt2(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    run = run_onnx if sys.argv[1].endswith(".onnx") else run_pt2
+    run = {"onnx": run_onnx, "xml": run_xml, "pt2": run_pt2}[sys.argv[1].rpartition(".")[2]]
     images = np.random.default_rng(0).uniform(0, 255, (1, 3, 512, 768)).astype(np.float32)
     for name, features in run(sys.argv[1], images).items():
         print(name, features.shape)

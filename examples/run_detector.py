@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Runs a detector that tools/export_model.py wrote: run_detector.py detector.onnx photo.jpg out.png
 
-Needs numpy, pillow and onnxruntime, or for detector.ts torch and torchvision; neither rope_vit_det
-nor Detectron2. A fourth argument is the least score that is drawn (default: 0.5).
+Needs numpy, pillow and onnxruntime, or for detector.xml openvino, or for detector.ts torch and
+torchvision; neither rope_vit_det nor Detectron2. A fourth argument is the least score that is drawn
+(default: 0.5).
 """
 
 import json
@@ -26,6 +27,18 @@ def load(path: str) -> tuple[Callable[[np.ndarray, np.ndarray], dict[str, np.nda
         return lambda image, size: dict(
             zip(names, session.run(names, {"image": image, "size": size}), strict=True)
         ), info
+
+    if path.endswith(".xml"):
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)  # and the weights, from the .bin beside it
+        # Of itself, OpenVINO would take bfloat16 where the CPU has AMX.
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        names = [output.any_name for output in compiled.outputs]
+        return lambda image, size: dict(
+            zip(names, compiled({"image": image, "size": size}).values(), strict=True)
+        ), json.loads(model.get_rt_info("info").value)
 
     import torch
     import torchvision  # noqa: F401 (its operators are part of the graph)

@@ -153,7 +153,7 @@ def _export(cfg: Any, detector: nn.Module, part: str, folder: Path) -> dict[str,
     small = (2 * step // _TOKEN,) * 2
     images = [_inputs(detector, part, small, 1) for _ in range(_CALIBRATION)]
     for name, calibration in (("f32", None), ("int8", images)):
-        path, kept = folder / f"{name}.onnx", folder / f"{name}.bin"
+        path, kept = folder / f"{name}.model", folder / f"{name}.weights"
         path.write_bytes(graph.read_bytes())
         save_openvino(path, kept, "", fp16=False, images=calibration)
         runs[_openvino(name)] = load_openvino(path, kept, "f32")

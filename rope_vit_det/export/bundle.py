@@ -13,8 +13,13 @@ from ..config.run_config import PACKAGE
 _EXAMPLES = next(
     folder for folder in (PACKAGE / "examples", PACKAGE.parent / "examples") if folder.is_dir()
 )
-_NEEDS = {".ts": "pillow torch torchvision", ".pt2": "torch", ".onnx": "pillow onnxruntime"}
-_MADE_WITH = ("rope-vit-det", "detectron2", "torch", "onnx", "onnxruntime")
+_NEEDS = {
+    ".ts": "pillow torch torchvision",
+    ".pt2": "torch",
+    ".onnx": "pillow onnxruntime",
+    ".xml": "pillow openvino",
+}
+_MADE_WITH = ("rope-vit-det", "detectron2", "torch", "onnx", "onnxruntime", "openvino", "nncf")
 _README = """\
 # {name}
 

@@ -1,16 +1,16 @@
 """Parts of ONNX graphs, in the notation of `onnx.parser`."""
 
 DOMAIN = "rope_vit_det"
-# In front of a graph. ONNX has no assertions: what is wrong is an index into a list of a single
-# zero. What that yields is added, so that no optimizer takes the check out.
+# In front of a graph. ONNX has no assertions: what is wrong makes a shape of too many elements.
+# (An index out of bounds is an error to ONNX Runtime, but not to OpenVINO.)
 CHECK = """
-    zero = Constant <value_ints = [0]> ()
     multiples = Constant <value_ints = {multiples}> ()
     shape = Shape ({image})
     rest = Mod (shape, multiples)
-    {refusal} = Gather (zero, rest)
-    same = Add (shape, {refusal})
-    {whole} = Reshape ({image}, same)"""
+    same = Add (shape, rest)
+    {refusal} = Reshape ({image}, same)"""
+KEEP = """
+    checked_{image} = Identity ({refusal})"""
 # What lies beyond the size and its multiple is cut off.
 CUT = """
     one = Constant <value_ints = [1]> ()
@@ -20,14 +20,16 @@ CUT = """
     above = Greater (size, sides)
     either = Or (below, above)
     wrong = Cast <to = 7> (either)
-    size_must_be_that_of_a_part_of_the_image = Gather (zero, wrong)
-    checked_size = Add (size, size_must_be_that_of_a_part_of_the_image)
+    surplus = ReduceSum (wrong)
+    elements = Add (shape, surplus)
+    size_must_be_that_of_a_part_of_the_image = Reshape ({refusal}, elements)
+    checked_size = Identity (size)
     step = Constant <value_ints = [{step}]> ()
     negative = Neg (size)
     missing = Mod (negative, step)
-    end = Add (checked_size, missing)
+    end = Add (size, missing)
     start = Constant <value_ints = [0, 0]> ()
-    checked_image = Slice (whole_image, start, end, axes)"""
+    checked_image = Slice (size_must_be_that_of_a_part_of_the_image, start, end, axes)"""
 # Bicubic as torch has it. ONNX Runtime's own Resize takes 1.7 s for the position table of a ViT-B
 # at 1024 px, two products with the matrices that Resize makes of unit matrices 3 ms.
 _RESIZE_BICUBIC = """

@@ -11,7 +11,7 @@ def lowest_requirements() -> list[str]:
     project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = set(project["dependencies"])
-    lines.update(*(extras[name] for name in ("convert", "export", "predict", "test")))
+    lines.update(*(extras[name] for name in ("convert", "export", "openvino", "predict", "test")))
     return sorted(line.replace(">=", "==") for line in lines if re.fullmatch(r"[\w-]+>=.+", line))
 
 
