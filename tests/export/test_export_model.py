@@ -22,6 +22,7 @@ from rope_vit_det.export import export_model as main
 from rope_vit_det.export.checks import check_images, compare_detections, compare_features
 from rope_vit_det.export.sizes import size_multiple
 from rope_vit_det.export.traced_detector import find_instances
+from rope_vit_det.models import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "demo.yaml")
@@ -148,6 +149,28 @@ def test_backbone(weights, tmp_path, opts, suffix):
     for name in refused:
         error = found[name]["error"].replace("_", " ")
         assert f"height and width must be multiples of {step}" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("vit_base_patch16_rope_mixed_ape_224", ".onnx"), ("vit_base_patch16_dinov3", ".pt2")],
+)
+def test_the_backbone_of_another_family(tmp_path, monkeypatch, name, suffix):
+    sizes = dict(hidden_dim=64, num_layers=2, num_heads=2, mlp_dim=96)
+    monkeypatch.setitem(VARIANTS, name, VARIANTS[name] | sizes)
+    opts = ("MODEL.ROPE_VIT.NAME", name, *WINDOWS[:3], "[1]")
+    _, model = build(*opts)
+    classes = {"names": ["disc", "crate", "tile", "star"], "ids": [1, 2, 3, 4]}
+    torch.save({"model": model.state_dict(), "classes": classes}, tmp_path / "model.pth")
+    export(str(tmp_path / "model.pth"), tmp_path / f"backbone{suffix}", *opts)
+    images = {"a": torch.rand(1, 3, 256, 320) * 255, "b": torch.rand(3, 3, 448, 192) * 255}
+    found = run_alone(tmp_path / f"backbone{suffix}", images, tmp_path)
+    for key, image in images.items():
+        with torch.no_grad():
+            expected = model.backbone((image - model.pixel_mean) / model.pixel_std)
+        for level, features in expected.items():
+            assert (found[key][level] - features).abs().max() < 1e-4 * features.abs().max()
 
 
 @pytest.mark.slow
