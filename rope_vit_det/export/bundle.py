@@ -46,13 +46,12 @@ def write_bundle(
         info: what the file says about itself.
         ap: of it, by task, of 100; None: not measured.
     """
-    more = {
-        "AP": ap,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            each.name: each.version for each in metadata.distributions() if each.name in _MADE_WITH
-        },
-    }
+    versions: dict[str, str] = {}
+    for each in metadata.distributions():
+        if each.name in _MADE_WITH:
+            versions.setdefault(each.name, each.version)  # the first is what is imported
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    more = {"AP": ap, "date": date, "versions": versions}
     text = json.dumps({**info, **more}, indent=2, ensure_ascii=False)
     (file.parent / "info.json").write_text(text + "\n", "utf-8")
     runner = f"run_{part}.py"

@@ -18,7 +18,7 @@ def in_own_process(work: Callable[[], Any], name: str, device: str = "cpu") -> A
     Forked, so that it knows what the script has registered; spawned where that cannot be.
 
     Args:
-        work: to be pickled, as is what it returns.
+        work: to be pickled, as is what it returns, in which are no tensors.
         name: of the work, for the message.
         device: that it uses.
 
