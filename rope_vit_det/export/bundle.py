@@ -23,14 +23,15 @@ _MADE_WITH = ("rope-vit-det", "detectron2", "torch", "onnx", "onnxruntime", "ope
 _README = """\
 # {name}
 
-{what}, of {classes}. To run it:
+{what}. To run it:
 
 ```sh
 pip install numpy {needs}
 python {runner} {name}{arguments}
 ```
 
-`info.json` says what it was trained from, how good it is, and which images it takes.
+`info.json` names its classes, and says which images it takes, how good it is, what it was trained
+from and under which licence.
 """
 
 
@@ -59,7 +60,6 @@ def write_bundle(
     text = _README.format(
         name=file.name,
         what=what[0].upper() + what[1:],
-        classes=", ".join(info["classes"]),
         needs=_NEEDS[file.suffix],
         runner=runner,
         arguments=" photo.jpg drawn.png" if part == "detector" else "",

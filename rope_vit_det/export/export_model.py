@@ -23,6 +23,7 @@ from ..models import RoPEViT
 from ..prediction.load_detector import load_detector, read_detector_config
 from ..utils.atomic_files import check_new_file, check_new_folder, new_file, new_folder
 from ..utils.memory import bound_caches
+from ..utils.own_process import in_own_process
 from ..weights.catalogue import published_weights
 from ..weights.load import PREFIXES
 from .bundle import write_bundle
@@ -215,9 +216,7 @@ def _save_onnx_detector(
     model = OnnxDetector(detector).eval()
     inputs = dict(zip(("image", "size"), pad(image, step), strict=True))
     rows, columns = dynamic_sides(model.detector.backbone, step)
-    sides = ({1: rows, 2: columns}, None)
-    path.write_bytes(export_onnx(model, inputs, sides, model.names, step, info))
-    return load_onnx(path)
+    return _write_onnx(path, model, inputs, ({1: rows, 2: columns}, None), model.names, step, info)
 
 
 def _save_pt2(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str) -> Run:
@@ -234,7 +233,11 @@ def _save_onnx(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: st
     rows, columns = dynamic_sides(pyramid.backbone, step)
     shapes = ({0: Dim("batch", min=1), 2: rows, 3: columns},)
     names = sorted(pyramid.backbone.output_shape())
-    path.write_bytes(export_onnx(pyramid, {"images": images}, shapes, names, step, info))
+    return _write_onnx(path, pyramid, {"images": images}, shapes, names, step, info)
+
+
+def _write_onnx(path: Path, *arguments: Any) -> Callable[..., dict[str, Tensor]]:
+    path.write_bytes(in_own_process(partial(export_onnx, *arguments), "torch.onnx.export"))
     return load_onnx(path)
 
 

@@ -4,14 +4,12 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..utils.own_process import in_own_process
 from .onnx_detector import FIND_KEYPOINTS, NMS
 from .onnx_text import CHECK, CUT, DOMAIN, FUNCTIONS, KEEP
 from .sizes import REFUSAL
@@ -30,7 +28,7 @@ def export_onnx(
     step: int,
     info: str,
 ) -> bytes:
-    """A model as ONNX, by an exporter in a process of its own.
+    """A model as ONNX; for a process of its own, since the exporter may take it with it.
 
     Args:
         inputs: by name, as `forward` takes them: images, and the height and width of what counts.
@@ -48,35 +46,6 @@ def export_onnx(
         raise InputError(
             f"ONNX needs {', '.join(missing)}: pip install 'rope-vit-det[export]', or these alone"
         )
-    work = partial(_export, model, dict(inputs), shapes, list(outputs), step, info)
-    return in_own_process(work, "torch.onnx.export")
-
-
-def load_onnx(path: str | os.PathLike[str]) -> Callable[..., dict[str, Tensor]]:
-    """A function from the inputs of a model, in their order, to its outputs."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    inputs, outputs = (
-        [each.name for each in some] for some in (session.get_inputs(), session.get_outputs())
-    )
-
-    def run(*tensors: Tensor) -> dict[str, Tensor]:
-        arrays = (tensor.numpy() for tensor in tensors)
-        found = session.run(outputs, dict(zip(inputs, arrays, strict=True)))
-        return dict(zip(outputs, map(torch.from_numpy, found), strict=True))
-
-    return run
-
-
-def _export(
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    shapes: tuple[Any, ...],
-    outputs: list[str],
-    step: int,
-    info: str,
-) -> bytes:
     import onnx
 
     try:
@@ -88,7 +57,7 @@ def _export(
                 opset_version=_OPSET,
                 dynamic_shapes=shapes,
                 input_names=[f"checked_{name}" for name in inputs],
-                output_names=outputs,
+                output_names=list(outputs),
                 custom_translation_table={NMS: _suppress, FIND_KEYPOINTS: _find_keypoints},
                 verbose=False,
             )
@@ -106,6 +75,23 @@ def _export(
     entry.key, entry.value = "info", info
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
+
+
+def load_onnx(path: str | os.PathLike[str]) -> Callable[..., dict[str, Tensor]]:
+    """A function from the inputs of a model, in their order, to its outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs, outputs = (
+        [each.name for each in some] for some in (session.get_inputs(), session.get_outputs())
+    )
+
+    def run(*tensors: Tensor) -> dict[str, Tensor]:
+        arrays = (tensor.numpy() for tensor in tensors)
+        found = session.run(outputs, dict(zip(inputs, arrays, strict=True)))
+        return dict(zip(outputs, map(torch.from_numpy, found), strict=True))
+
+    return run
 
 
 def _use_functions(model: Any) -> None:
