@@ -45,7 +45,7 @@ def pip(*arguments):
 def _copy_sources(source):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("rope_vit_det", "configs", "tools"):
+    for name in ("rope_vit_det", "configs", "examples", "tools"):
         shutil.copytree(ROOT / name, source / name)
 
 
@@ -59,11 +59,13 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_configs_and_tools_and_passes_twine(wheel):
+def test_the_wheel_holds_configs_examples_and_tools_and_passes_twine(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (archive.read(name) for name in names if name.endswith("/METADATA"))
-    for folder, package in (("configs", "rope_vit_det/configs"), ("tools", "rope_vit_det_tools")):
+    packages = {"tools": "rope_vit_det_tools"}
+    packages |= {folder: f"rope_vit_det/{folder}" for folder in ("configs", "examples")}
+    for folder, package in packages.items():
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".yaml", ".py"):
                 assert f"{package}/{path.relative_to(ROOT / folder).as_posix()}" in names
