@@ -105,8 +105,8 @@ def run(
     suffix = Path(output).suffix
     part = part or next((of for end, of in _FORMATS if end == suffix), "none")
     if (suffix, part) not in _FORMATS:
-        known = "; ".join(f"{end}: {what}" for (end, _), what in _FORMATS.items())
-        raise InputError(f"{output}: the suffix says what is exported ({known})")
+        known = "; ".join(f"{end} --part {of}: {what}" for (end, of), what in _FORMATS.items())
+        raise InputError(f"{output}: the suffix and --part say what is exported ({known})")
     folder = Path(os.path.abspath(output)).parent
     if bundle:
         check_new_folder(folder)

@@ -280,8 +280,8 @@ def test_a_file_is_not_written_where_the_exported_model_differs():
 @pytest.mark.parametrize(
     ("output", "options", "reason"),
     [
-        ("model.pth", {}, "suffix says what is exported"),
-        ("detector.pt2", {"part": "detector"}, "suffix says what is exported"),
+        ("model.pth", {}, "suffix and --part say what is exported"),
+        ("detector.pt2", {"part": "detector"}, "suffix and --part say what is exported"),
         ("b.onnx", {"bundle": True}, "name a new folder"),
         ("there.ts", {}, "is there already"),
         ("d.ts", {"images": ["none.jpg"]}, "none.jpg"),
