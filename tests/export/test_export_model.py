@@ -195,7 +195,8 @@ def test_a_bundle_runs_in_an_environment_of_its_own(weights, tmp_path, small_dem
     assert set(packages.split()) == {"numpy", "pillow", "onnxruntime"}
     info = json.loads((folder / "info.json").read_text())
     assert info["classes"] == ["disc", "crate", "tile", "star"] and info["threshold"] == 0.0
-    assert info["AP"].keys() == {"bbox", "segm"} and info["versions"]["torch"] == torch.__version__
+    assert info["AP"].keys() == {"bbox", "segm"}
+    assert torch.__version__.startswith(info["versions"]["torch"])
     assert info["pretrained"] == {"weights": None, "licence": None} and info["date"]
 
 
