@@ -87,9 +87,12 @@ def save_openvino(
         fp16: weights are kept in half the precision.
         images: inputs to quantise the model with, to 8 bits; None: it stays as it is.
     """
+    import onnx.inliner
     import openvino
 
-    model = openvino.Core().read_model(path.read_bytes())
+    # OpenVINO knows no functions of ours.
+    graph = onnx.inliner.inline_local_functions(onnx.load(str(path)))
+    model = openvino.Core().read_model(graph.SerializeToString())
     if images is not None:
         model = _quantize(model, images)
     model.set_rt_info(info, "info")

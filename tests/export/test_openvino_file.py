@@ -24,19 +24,21 @@ WRONG_PART = "size_must_be_that_of_a_part_of_the_image"
 
 # Takes what a detector takes; exporters need longer for less.
 TEXT = """
-<ir_version: 10, opset_import: ["": 20]>
+<ir_version: 10, opset_import: ["": 20, "ours": 1]>
 network (float[3, H, W] checked_image, int64[2] checked_size) => (float[1, 8, R, C] features,
                                                                   float[2] scaled)
 {
     axis = Constant <value_ints = [0]> ()
     images = Unsqueeze (checked_image, axis)
     patches = Conv <strides = [4, 4]> (images, stem)
-    positive = Relu (patches)
+    positive = ours.Positive (patches)
     features = Conv <pads = [1, 1, 1, 1]> (positive, head)
     mean = ReduceMean <keepdims = 0> (features)
     factors = CastLike (checked_size, mean)
     scaled = Mul (factors, mean)
-}"""
+}
+<domain: "ours", opset_import: ["": 20]>
+Positive (x) => (y) { y = Relu (x) }"""
 WEIGHTS = {"stem": torch.randn(32, 3, 4, 4) / 255, "head": torch.randn(8, 32, 3, 3)}
 
 
