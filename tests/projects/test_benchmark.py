@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from projects.benchmark.exported import measure_exported
+from rope_vit_det.errors import InputError
+
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 
@@ -47,3 +50,33 @@ def test_an_absent_device_is_one_line():
     if torch.cuda.is_available():
         return
     assert answer.returncode == 2 and answer.stderr.count("error:") == 1
+
+
+@pytest.mark.slow
+def test_exported_files_beside_the_eager_model(tmp_path):
+    out = tmp_path / "benchmark.json"
+    options = ("--networks", "rope_vit_reg4_demo16", "--grids", "4x6", "--repeats", 2)
+    answer = run("--exported", *options, "--out", out)
+    assert answer.returncode == 0, answer.stderr
+    measured = json.loads(out.read_text())["measurements"]
+    rows = [line for line in answer.stdout.splitlines() if line.startswith("| rope_vit")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[1:5] for row in cells] == [
+        [part, "64×96", "64×96", str(batch)]
+        for part, batch in (("detector", 1), ("backbone", 1), ("backbone", 8))
+    ]
+    runtimes = len(measured) // 3
+    assert runtimes in (5, 6)  # with bfloat16 where the CPU has it
+    for row, part in zip(cells, (measured[i * runtimes :] for i in range(3)), strict=True):
+        times = [m["median_s"] for m in part[:runtimes]]
+        assert row[5 : 5 + runtimes] == [f"{time:.3f}" for time in times]
+        assert row[5 + runtimes] == f"{times[0] / times[3]:.2f}"
+    answer = run("--exported", "--device", "cpu")
+    assert answer.returncode == 2 and "--exported does not use --device" in answer.stderr
+
+
+def test_a_network_that_exported_does_not_know_is_named():
+    with pytest.raises(
+        InputError, match="unknown network 'global'; known are rope_vit_reg4_demo16"
+    ):
+        measure_exported(["global"])
