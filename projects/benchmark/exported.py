@@ -16,8 +16,7 @@ from projects.benchmark.measure import seconds
 from projects.benchmark.run import machine
 from rope_vit_det.config.run_config import read_run_config
 from rope_vit_det.errors import InputError
-from rope_vit_det.export.export_model import run as export
-from rope_vit_det.export.onnx_file import load_onnx
+from rope_vit_det.export import export_model
 from rope_vit_det.export.openvino_file import inference_precisions, load_openvino, save_openvino
 from rope_vit_det.export.padding import with_padding
 from rope_vit_det.export.pyramid import Pyramid
@@ -45,7 +44,7 @@ def measure_exported(
 ) -> dict[str, Any]:
     """Times one image of the detector, and batches of 1 and 8 of the backbone with its pyramid.
 
-    Weights are random; the detector finds all that it may. Each round times every runtime once.
+    Weights are random. Each round times every runtime once.
 
     Args:
         networks: of `NETWORKS`.
@@ -66,11 +65,12 @@ def measure_exported(
         for network in networks:
             cfg, _ = read_run_config(str(_CONFIGS / NETWORKS[network]), ["MODEL.DEVICE", "cpu"])
             cfg.MODEL.WEIGHTS = ""
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
             torch.manual_seed(0)
             detector = build_model(cfg).eval()
+            # Scores that differ, so that as many objects are found as may be.
+            detector.roi_heads.box_predictor.cls_score.weight.data *= 20
             for part in ("detector", "backbone"):
-                runs = _export(cfg, detector, part, Path(folder))
+                runs = _export(detector, part, Path(folder))
                 for grid in grids:
                     for batch in _BATCHES if part == "backbone" else (1,):
                         inputs = _inputs(detector, part, grid, batch)
@@ -122,40 +122,29 @@ def _openvino(precision: str) -> str:
     return f"OpenVINO {precision}"
 
 
-def _export(cfg: Any, detector: nn.Module, part: str, folder: Path) -> dict[str, Callable]:
+def _export(detector: nn.Module, part: str, folder: Path) -> dict[str, Callable]:
     """A function from the inputs of a file, for each runtime."""
     step = size_multiple(detector)
-    names = [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
-    classes = {"names": names, "ids": list(range(len(names)))}
-    weights, config = folder / "model.pth", folder / "config.yaml"
-    torch.save({"model": detector.state_dict(), "classes": classes}, weights)
-    config.write_text(cfg.dump())
-
-    def write(name: str) -> Path:
-        path = folder / name
-        options = {"config_file": str(config), "weights": str(weights), "threshold": 0.0}
-        export(**options, output=str(path), part=part, force=True)
-        return path
-
+    small = (2 * step // _TOKEN, 3 * step // _TOKEN)
+    padded, pyramid = with_padding(detector, step), Pyramid(detector).eval()
+    graph = folder / "model.onnx"
     runs: dict[str, Callable]
     if part == "detector":
-        padded = with_padding(detector, step)
-        script = torch.jit.load(str(write("model.ts")))
-        runs = {EAGER: lambda *inputs: find_instances(padded, *inputs), SCRIPT: script}
+        image, _ = _inputs(detector, part, small, 1)
+        runs = {EAGER: lambda *inputs: find_instances(padded, *inputs)}
+        runs[SCRIPT] = export_model._save_ts(folder / "model.ts", padded, image, step, "")
+        runs[ONNX] = export_model._save_onnx_detector(graph, padded, image, step, "")
     else:
-        pyramid = Pyramid(detector).eval()
-        (example,) = _inputs(detector, part, (2 * step // _TOKEN, 3 * step // _TOKEN), 2)
+        (images,) = _inputs(detector, part, small, 2)
         with torch.no_grad():
-            script = torch.jit.trace(pyramid, example, strict=False, check_trace=False)
+            script = torch.jit.trace(pyramid, images, strict=False, check_trace=False)
         runs = {EAGER: pyramid, SCRIPT: script}
-    graph = write("model.onnx")
-    runs[ONNX] = load_onnx(graph)
-    small = (2 * step // _TOKEN,) * 2
-    images = [_inputs(detector, part, small, 1) for _ in range(_CALIBRATION)]
-    for name, calibration in (("f32", None), ("int8", images)):
+        runs[ONNX] = export_model._save_onnx(graph, pyramid, images, step, "")
+    calibration = [_inputs(detector, part, small, 1) for _ in range(_CALIBRATION)]
+    for name, inputs in (("f32", None), ("int8", calibration)):
         path, kept = folder / f"{name}.model", folder / f"{name}.weights"
         path.write_bytes(graph.read_bytes())
-        save_openvino(path, kept, "", fp16=False, images=calibration)
+        save_openvino(path, kept, "", images=inputs)
         runs[_openvino(name)] = load_openvino(path, kept, "f32")
         if name == "f32" and "bf16" in inference_precisions():
             runs[_openvino("bf16")] = load_openvino(path, kept, "bf16")
