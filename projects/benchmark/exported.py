@@ -20,7 +20,7 @@ from rope_vit_det.export import export_model
 from rope_vit_det.export.openvino_file import inference_precisions, load_openvino, save_openvino
 from rope_vit_det.export.padding import with_padding
 from rope_vit_det.export.pyramid import Pyramid
-from rope_vit_det.export.sizes import size_multiple
+from rope_vit_det.export.sizes import size_multiple, traced_size
 from rope_vit_det.export.traced_detector import find_instances, pad
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -125,7 +125,7 @@ def _openvino(precision: str) -> str:
 def _export(detector: nn.Module, part: str, folder: Path) -> dict[str, Callable]:
     """A function from the inputs of a file, for each runtime."""
     step = size_multiple(detector)
-    small = (2 * step // _TOKEN, 3 * step // _TOKEN)
+    small = (traced_size(step)[0] // _TOKEN, traced_size(step)[1] // _TOKEN)
     padded, pyramid = with_padding(detector, step), Pyramid(detector).eval()
     graph = folder / "model.onnx"
     runs: dict[str, Callable]
