@@ -47,6 +47,8 @@ RUN = {
     "rope-vit-det-install-detectron2": "",
     "python tools/high_resolution_study.py": "--fine-tuning-iterations 1 --scales 1 1.5 -- "
     "SOLVER.MAX_ITER 1 SOLVER.WARMUP_ITERS 0",
+    "python tools/benchmark.py --exported": "--networks rope_vit_reg4_demo16 --grids 4x4 "
+    "--repeats 1",
     "python tools/benchmark.py": "--variant rope_vit_reg1_t14 --grids 4x4 --repeats 1",
     "python tools/benchmark_memory.py networks": "--variant rope_vit_reg1_t14 --grid 4x4",
     "python tools/benchmark_memory.py recipe": "MODEL.ROPE_VIT.NAME rope_vit_reg4_demo16 "

@@ -95,6 +95,8 @@ def save_openvino(
     model = openvino.Core().read_model(graph.SerializeToString())
     if images is not None:
         model = _quantize(model, images)
+    for output, name in zip(model.outputs, [each.name for each in graph.graph.output], strict=True):
+        output.get_tensor().set_names({name})  # of several that it may have
     model.set_rt_info(info, "info")
     draft = path.with_suffix(".xml")  # OpenVINO chooses the format by it
     try:
