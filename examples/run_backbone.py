@@ -30,8 +30,8 @@ def run_xml(path: str, images: np.ndarray) -> dict[str, np.ndarray]:
     print(json.loads(model.get_rt_info("info").value))
     # Of itself, OpenVINO would take bfloat16 where the CPU has AMX.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled({"images": images})
-    return {output.any_name: found[output] for output in compiled.outputs}
+    names = [output.any_name for output in model.outputs]
+    return dict(zip(names, compiled({"images": images}).values(), strict=True))
 
 
 def run_pt2(path: str, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ def load(path: str) -> tuple[Callable[[np.ndarray, np.ndarray], dict[str, np.nda
         model = core.read_model(path)  # and the weights, from the .bin beside it
         # Of itself, OpenVINO would take bfloat16 where the CPU has AMX.
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        names = [output.any_name for output in compiled.outputs]
+        names = [output.any_name for output in model.outputs]
         return lambda image, size: dict(
             zip(names, compiled({"image": image, "size": size}).values(), strict=True)
         ), json.loads(model.get_rt_info("info").value)

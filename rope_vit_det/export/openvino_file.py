@@ -95,8 +95,6 @@ def save_openvino(
     model = openvino.Core().read_model(graph.SerializeToString())
     if images is not None:
         model = _quantize(model, images)
-    for output, name in zip(model.outputs, [each.name for each in graph.graph.output], strict=True):
-        output.get_tensor().set_names({name})  # of several that it may have
     model.set_rt_info(info, "info")
     draft = path.with_suffix(".xml")  # OpenVINO chooses the format by it
     try:
@@ -118,11 +116,13 @@ def load_openvino(path: Path, weights: Path, precision: str) -> Callable[..., di
 
     core = openvino.Core()
     options = {"INFERENCE_PRECISION_HINT": precision}
-    model = core.compile_model(core.read_model(path, weights), "CPU", options)
+    model = core.read_model(path, weights)
+    names = [output.any_name for output in model.outputs]  # a compiled one may have others
+    compiled = core.compile_model(model, "CPU", options)
 
     def run(*tensors: Tensor) -> dict[str, Tensor]:
-        found = model([tensor.numpy() for tensor in tensors])
-        return {output.any_name: torch.from_numpy(found[output]) for output in model.outputs}
+        found = compiled([tensor.numpy() for tensor in tensors])
+        return dict(zip(names, map(torch.from_numpy, found.values()), strict=True))
 
     return run
 
