@@ -32,7 +32,8 @@ PUBLIC = {"_replace", "_exit", "_target_", "_modules"}
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(owner, name) for owner, names in INHERITED.items() for name in names]
+    ("owner", "name"),
+    [(owner, name) for owner, names in INHERITED.items() for name in sorted(names)],
 )
 def test_what_subclasses_use_is_there(owner, name):
     functions = [each for each in vars(owner).values() if inspect.isfunction(each)]
