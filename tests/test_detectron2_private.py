@@ -28,7 +28,7 @@ INHERITED = {
     LVISEvaluator: {"_tasks_from_predictions", "_eval_predictions", "_predictions"},
 }  # fmt: skip
 # Private by their spelling alone.
-PUBLIC = {"_replace", "_exit", "_target_", "_modules"}
+PUBLIC = {"_apply", "_replace", "_exit", "_target_", "_modules"}
 
 
 @pytest.mark.parametrize(

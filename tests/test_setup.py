@@ -41,7 +41,8 @@ def test_what_the_package_imports_is_declared(project):
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.partition(".")[0])
     third_party = imported - sys.stdlib_module_names - {"rope_vit_det", "detectron2"}
-    third_party -= {"onnx", "onnxruntime"}  # of the extra "export"
+    third_party -= {"onnx", "onnxruntime", "onnxscript"}  # of the extra "export"
+    third_party -= {"nncf", "openvino"}  # of the extra "openvino"
     third_party -= {"omegaconf"}  # of Detectron2's LazyConfig, which asks for it
     # Used where they are installed.
     third_party -= {"faster_coco_eval", "lvis", "panopticapi", "supervision"}

@@ -24,6 +24,7 @@ from ..errors import InputError
 _MIN_SIDE = 32
 _MATCH = 0.5  # of the smaller one's area: from there on, two of a class are one
 _BORDER = 0.01  # of a slice's side: what comes so close to its border may be cut by it
+_REDUCED = -1  # the number of a look at less pixels than there are: it is less exact
 _WHOLE = 1333  # pixels of the longer side of an image that is looked at whole
 _NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab", "ProposalNetwork")
 
@@ -100,7 +101,8 @@ def find_in_slices(
             sides = (max(1, round(width * scale)), max(1, round(height * scale)))
             image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
         each = _enlarged(find(np.ascontiguousarray(image)), size)
-        found.append(_labelled(each, len(boxes), torch.zeros(len(each), dtype=torch.bool)))
+        look = _REDUCED if scale < 1 else len(boxes)
+        found.append(_labelled(each, look, torch.zeros(len(each), dtype=torch.bool)))
     return _merged(Instances.cat(found))
 
 
@@ -189,6 +191,8 @@ def _labelled(found: Instances, look: int, is_cut: Tensor) -> Instances:
 def _merged(found: Instances) -> Instances:
     """Class by class, the best first: it takes the place of what others saw of it.
 
+    Of equal scores, what a slice shows whole comes first.
+
     Of one look, nothing is merged: that is the network's to decide. What is whole stays as it is;
     what is cut is joined with what takes its place.
     """
@@ -197,7 +201,7 @@ def _merged(found: Instances) -> Instances:
     looks, is_cut = found.look.numpy(), found.is_cut.numpy()
     joined: dict[int, list[int]] = {}
     rles = found.pred_masks.rles if found.has("pred_masks") else None
-    order = np.lexsort((*boxes.T[[3, 2, 1, 0]], is_cut, -scores))
+    order = np.lexsort((*boxes.T[[3, 2, 1, 0]], is_cut | (looks == _REDUCED), -scores))
     for number in np.unique(classes):
         left = order[classes[order] == number]
         while len(left):

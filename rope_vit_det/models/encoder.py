@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -116,4 +117,6 @@ class EncoderBlock(nn.Module):
     def _drop(self, y: Tensor, kept: Tensor | None) -> Tensor:
         if kept is not None:
             return y * kept
-        return self.drop_path(y) if self.training else y
+        # A graph would belong to the rate, of which there is nothing to do in inference.
+        skip = torch.compiler.is_compiling() and not self.training
+        return y if skip else self.drop_path(y)
