@@ -56,10 +56,8 @@ def losses(trainer, batches, max_iter):
     return found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if "cascade" in name else ()) for name in COCO],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COCO)
 def test_the_first_iterations_agree(stand_in, tmp_path, name):
     cfg, lazy_cfg = cut_down(from_yaml(name)), cut_down_lazy(from_python(name))
     cfg.OUTPUT_DIR = lazy_cfg.train.output_dir = str(tmp_path)

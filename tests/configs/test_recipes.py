@@ -41,8 +41,8 @@ def losses_of_a_step(trainer):
     return losses
 
 
-# Cut down, those of timm's networks differ from the others in numbers alone.
-OTHERS = [name for name in recipes(".yaml") if "rope_vit" not in name]
+# Cut down, networks of timm's differ from the others in numbers alone; cascades take the longest.
+OTHERS = [name for name in recipes(".yaml") if "rope_vit" not in name or "cascade" in name]
 STEPS = [pytest.param(n, marks=[pytest.mark.slow] * (n in OTHERS)) for n in recipes(".yaml")]
 
 

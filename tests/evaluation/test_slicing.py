@@ -134,7 +134,9 @@ def nuclei(folder):
 
 
 @pytest.mark.parametrize("draw", [voronoi, pytest.param(nuclei, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("side", [100, 128, 200])
+@pytest.mark.parametrize(
+    "side", [100, *(pytest.param(side, marks=pytest.mark.slow) for side in (128, 200))]
+)
 def test_objects_that_touch_are_put_together_again(cfg, tmp_path, side, draw):
     labels = draw(tmp_path)
     Image.fromarray(np.repeat(labels[..., None], 3, axis=2).astype(np.uint8)).save(

@@ -43,6 +43,7 @@ def test_table_and_json_agree(tmp_path):
         assert 2 * 24 * 12 * 12 * 192**2 / 1e9 < work < 3 * 24 * 12 * 12 * 192**2 / 1e9
 
 
+@pytest.mark.slow
 def test_an_absent_device_is_one_line():
     answer = run("--device", "cuda", "--networks", "global", "--variant", "rope_vit_reg1_t14")
     import torch

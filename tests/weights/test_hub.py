@@ -184,6 +184,7 @@ for entry in (on_a_hub, dataclasses.replace(on_a_hub, name=on_a_hub.name + "2", 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_end_with_whole_files(published, tmp_path, server):
     """From a hub, and from birder's own address."""
     entry, content = published
