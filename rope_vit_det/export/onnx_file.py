@@ -62,19 +62,19 @@ def export_onnx(
                 verbose=False,
             )
         assert program is not None  # as without dynamo
+        proto = program.model_proto
+        _use_functions(proto)
+        _check_inputs(proto, step)
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = "info", info
+        onnx.checker.check_model(proto)
+        return proto.SerializeToString()
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
         words = " ".join(f"{type(cause).__name__} {cause}".split())[:_LONGEST]
         raise RunError(f"torch.onnx.export failed: {words}; nothing was written") from None
-    proto = program.model_proto
-    _use_functions(proto)
-    _check_inputs(proto, step)
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "info", info
-    onnx.checker.check_model(proto)
-    return proto.SerializeToString()
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Callable[..., dict[str, Tensor]]:
