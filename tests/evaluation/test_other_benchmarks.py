@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -167,10 +166,3 @@ def test_lvis(run, tmp_path):
     recipe = "LVISv1-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.yaml"
     log = run([ROOT / "configs" / recipe])
     assert "AP,AP50,AP75,APs,APm,APl,APr,APc,APf" in log and result_of(log, "segm")
-
-
-@pytest.mark.skipif(find_spec("panopticapi") is not None, reason="panopticapi is installed")
-@pytest.mark.slow
-def test_panoptic_is_refused_at_once(run):
-    line = run(["COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"], expected=2)
-    assert "without the package panopticapi" in line
