@@ -111,8 +111,9 @@ class EncoderBlock(nn.Module):
         """Stochastic depth's factors of the two branches, (B, 1, 1), for a graph of any rate."""
         if not self.training:
             return None, None
-        ones = x.new_ones(len(x), 1, 1)
-        return self.drop_path(ones), self.drop_path(ones)
+        # Not the same ones, which a rate of 0 would return: a graph tells that apart.
+        first, second = (self.drop_path(x.new_ones(len(x), 1, 1)) for _ in range(2))
+        return first, second
 
     def _drop(self, y: Tensor, kept: Tensor | None) -> Tensor:
         if kept is not None:

@@ -133,6 +133,21 @@ def test_gradients_are_the_eager_ones(quick_compiler, window, checkpointing):
     assert graphs() == 1
 
 
+def test_rates_share_a_graph_which_is_of_one_size_until_there_is_a_second(quick_compiler):
+    model, _ = pair(drop_path_rate=0.3)
+    assert len({block.drop_path.p for block in model.encoder.block}) == 4
+    model.train()
+    for (height, width), total in (((7, 10), 1), ((7, 10), 1), ((9, 6), 2), ((5, 5), 2)):
+        neck = model.detection_features(torch.randn(2, 3, height * 16, width * 16))["neck"]
+        neck.square().mean().backward()
+        assert graphs() == total
+    model.eval()
+    for height, width in ((7, 10), (4, 9)):
+        with torch.inference_mode():
+            model.detection_features(torch.randn(2, 3, height * 16, width * 16))
+    assert graphs() == 3
+
+
 @pytest.mark.slow
 def test_generated_code_gives_the_eager_result():
     """Inductor, forward and backward, with what draws random numbers in training."""
