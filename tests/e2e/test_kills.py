@@ -35,21 +35,22 @@ TINY = (
 @pytest.fixture
 def start(small_demo_dataset, tmp_path):
     """Starts a training, as a process group of its own; its output goes to a file."""
-    environment = os.environ | {
+    environment = {
         "DETECTRON2_DATASETS": str(small_demo_dataset.parent),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
     }
     started = []
 
-    def start(output, *arguments, command=TRAIN):
+    def start(output, *arguments, command=(sys.executable, *TRAIN)):
         with open(tmp_path / "printed.txt", "w") as printed:
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", *map(str, command), *map(str, arguments)],
+                [*map(str, command), *map(str, arguments)],
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 cwd=tmp_path,
-                env=environment,
+                env=os.environ | environment,
                 start_new_session=True,
             )
         process.printed = lambda: (tmp_path / "printed.txt").read_text()
@@ -140,10 +141,10 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(start, tmp_pa
     assert len(list((tmp_path / "cut").glob("model_0*.pth"))) == 3
 
 
-def _ranks(process):
+def _ranks(process, command=b"spawn_main"):
     """The process ids of a run's two processes."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ours = [p for p in children if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    ours = [p for p in children if command in Path(f"/proc/{p}/cmdline").read_bytes()]
     return list(map(int, ours))
 
 
@@ -196,6 +197,72 @@ def test_the_death_of_a_process_ends_the_others_without_a_checkpoint(start):
     while left := _processes_in(process.output.parent):  # loader workers
         assert time.monotonic() < end, left
         time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_that_goes_on_where_it_was(start, tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    restarted = (*torchrun, "--max-restarts", "2", *TRAIN)
+    process = start("cut", "--resume", *TINY, "OUTPUT_DIR", "cut", command=restarted)
+    for name in ("model_0000005.pth", "model_0000014.pth"):
+        _wait(process, (process.output / name).exists)
+        os.kill(_ranks(process, b"train_net.py")[1], signal.SIGKILL)
+    _end(process)
+    assert re.findall(r"from iteration (\d+)", process.printed())[0] == "0"
+    _end(start("whole", *TINY, "OUTPUT_DIR", "whole", command=(*torchrun, *TRAIN)))
+    _same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def _stand_in(folder, name, lines):
+    (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """SLURM's commands on one machine; a job that is put into the queue again is in `requeued`."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    _stand_in(bin_, "srun", 'exec env SLURM_NODEID=0 "$@"')
+    hosts_or_job = '[ "$1" = show ] && echo localhost || echo "$2" >>requeued'
+    _stand_in(bin_, "scontrol", hosts_or_job)
+    job = {"SLURM_JOB_ID": "12345", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    path = f"{bin_}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    return ("bash", ROOT / "tools" / "slurm_train.sh")
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(75, ["12345"]), (0, []), (2, []), (1, [])])
+def test_slurm_queues_a_stopped_run_again_and_no_other(start, tmp_path, slurm, status, requeued):
+    _stand_in(tmp_path / "bin", "python", f'echo "$@"; exit {status}')
+    process = start("out", "--config-file", "my c.yaml", "SEED", "3", command=slurm)
+    assert process.wait(timeout=30) == status
+    queue = tmp_path / "requeued"
+    assert (queue.read_text().split() if queue.exists() else []) == requeued
+    given = (
+        "tools/train_net.py --resume --num-gpus 1 --num-machines 1 --machine-rank 0 "
+        "--dist-url tcp://localhost:22345 --config-file my c.yaml SEED 3\n"
+    )
+    assert process.printed() == given
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_goes_on_after_its_time_limit(start, tmp_path, slurm):
+    config = (*TRAIN[1:], *TINY, "OUTPUT_DIR")
+    process = start("cut", *config, "cut", command=slurm)
+    _wait(process, _says(process, "Starting training from iteration"))
+    time.sleep(3)
+    (step,) = _ranks(process, b"train_net.py")
+    os.kill(step, signal.SIGTERM)
+    assert process.wait(timeout=120) == 75, process.printed()[-3000:]
+    assert (tmp_path / "requeued").read_text() == "12345\n"
+    _end(start("cut", *config, "cut", command=slurm))  # as SLURM starts it again
+    assert (tmp_path / "requeued").read_text() == "12345\n"
+    _end(start("whole", *TINY, "OUTPUT_DIR", "whole"))
+    _same_end(tmp_path / "cut", tmp_path / "whole")
 
 
 def _processes_in(folder):
