@@ -1,6 +1,7 @@
 """Exported detectors and backbones beside the eager ones, on the CPU."""
 
 import datetime
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -33,6 +34,9 @@ _BATCHES = (1, 8)  # of the backbone
 # For INT8: how many do not change the time that it takes.
 _CALIBRATION = 4
 _TOKEN = 16  # pixels
+# Runtimes without fused attention hold the scores of all tokens beside all, more than once, and
+# keep that memory: five runtimes together so many times.
+_SCORES = 10
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 EAGER, SCRIPT, ONNX = "eager fp32", "TorchScript fp32", "ONNX Runtime fp32"
 
@@ -44,7 +48,8 @@ def measure_exported(
 ) -> dict[str, Any]:
     """Times one image of the detector, and batches of 1 and 8 of the backbone with its pyramid.
 
-    Weights are random. Each round times every runtime once.
+    Weights are random. Each round times every runtime once. Batches for which the memory of the
+    machine is not enough are left out.
 
     Args:
         networks: of `NETWORKS`.
@@ -74,6 +79,8 @@ def measure_exported(
                 for grid in grids:
                     for batch in _BATCHES if part == "backbone" else (1,):
                         inputs = _inputs(detector, part, grid, batch)
+                        if not _fits(detector.backbone.net, inputs[0], batch):
+                            continue
                         times = _time(runs, inputs, repeats)
                         for runtime, taken in times.items():
                             label = {"network": network, "part": part, "runtime": runtime}
@@ -157,6 +164,12 @@ def _inputs(
     image = torch.rand(3, *(side * _TOKEN for side in grid)) * 255
     padded, size = pad(image, size_multiple(detector))
     return (padded, size) if part == "detector" else (padded.expand(batch, -1, -1, -1).clone(),)
+
+
+def _fits(net: nn.Module, images: Tensor, batch: int) -> bool:
+    tokens = images.shape[-2] * images.shape[-1] // _TOKEN**2
+    scores = batch * net.encoder.block[0].attn.num_heads * tokens**2 * 4
+    return _SCORES * scores < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _time(
