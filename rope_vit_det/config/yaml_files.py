@@ -7,7 +7,7 @@ needs one, so tags are honoured in the files that Detectron2 installs, and nowhe
 import importlib
 import io
 import os
-from collections.abc import Iterator
+import re
 from functools import cache
 from typing import Any, TextIO
 
@@ -15,12 +15,8 @@ import detectron2
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
-from fvcore.common.config import BASE_KEY
 
 from ..errors import InputError
-
-# Whatever else a tag names, PyYAML's own safe loader could not construct it either.
-_PLAIN_TAGS = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 
 def merge_from_yaml(cfg: CfgNode, path: str) -> None:
@@ -39,11 +35,9 @@ def merge_from_yaml(cfg: CfgNode, path: str) -> None:
             values of another type.
     """
     try:
-        loaded = _CheckedFiles.load_yaml_with_base(path, allow_unsafe=True)
+        loaded = _CheckedFiles.load_yaml_with_base(path)
     except RecursionError:
         raise InputError(f"{path}: _BASE_ leads back to itself, or nests too deeply") from None
-    except yaml.YAMLError as error:  # a list as a key, and the like
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
     _check_names(loaded, path)
     # Detectron2 guesses the version where there is none, and says so on every run.
     if type(loaded.setdefault("VERSION", cfg.VERSION)) is not int:
@@ -60,46 +54,48 @@ def merge_from_yaml(cfg: CfgNode, path: str) -> None:
 
 
 class _CheckedFiles(CfgNode):
-    """Lends Detectron2's loader files whose content has been looked at."""
+    """Lends Detectron2's loader its own rule: only in a file of its own, a tag may run code."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[Any, Any]:
+        # Links are followed first: what counts is where a file really lies.
+        path = os.path.realpath(PathManager.get_local_path(filename))
+        try:
+            loaded = super().load_yaml_with_base(filename, path.startswith(_detectron2_folders()))
+        except yaml.YAMLError as error:
+            raise _refusal(filename, error) from None
+        except (TypeError, AttributeError):  # of a _BASE_ that is no path, or of no content
+            loaded = None
+        if not isinstance(loaded, dict):
+            raise InputError(
+                f"{filename} is not a config: it should hold lines of KEY: VALUE, and in _BASE_ a "
+                "path, or a list of them"
+            )
+        return loaded
 
     @classmethod
     def _open_cfg(cls, filename: str) -> TextIO:
-        # Every time a file is opened its text is read once, and it is this text that is checked
-        # and then parsed. Links are followed first: what counts is where a file really lies.
         try:
-            path = os.path.realpath(PathManager.get_local_path(filename))
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
+            with open(PathManager.get_local_path(filename), encoding="utf-8") as file:
+                return io.StringIO(file.read())
         except UnicodeDecodeError:
             raise InputError(f"{filename} is not a text file") from None
         except OSError as error:
             raise InputError(f"{filename}: {error.strerror or error}") from None
-        _check(text, filename, tags_allowed=_belongs_to_detectron2(path))
-        return io.StringIO(text)
 
 
-def _check(text: str, filename: str, *, tags_allowed: bool) -> None:
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{filename}:{mark.line + 1}" if mark else filename
-        raise InputError(f"{where} is not yaml: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{filename} is not yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{filename} is not a config: it should hold lines of KEY: VALUE")
-    for key, value in root.value:
-        bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if key.value == BASE_KEY and not all(isinstance(b, yaml.ScalarNode) for b in bases):
-            raise InputError(f"{filename}:{key.start_mark.line + 1}: _BASE_ is no path, nor a list")
-    tagged = [node for node in _walk(root) if node.tag not in _PLAIN_TAGS]
-    if tagged and not tags_allowed:
-        first = min(tagged, key=lambda node: node.start_mark.line)
-        raise InputError(
-            f"{filename}:{first.start_mark.line + 1}: the tag {_short(first.tag)} is refused, "
-            "because a tag can run code; write the value itself"
+def _refusal(filename: str, error: yaml.YAMLError) -> InputError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f"{filename}:{mark.line + 1}" if mark else filename
+    problem = " ".join((getattr(error, "problem", None) or str(error)).split())
+    found = re.search(r"determine a constructor for the tag '(.*)'", problem)
+    if found:
+        tag = found[1].replace("tag:yaml.org,2002:", "!!")
+        return InputError(
+            f"{where}: the tag {tag!r} is refused, because a tag can run code; write the value "
+            "itself"
         )
+    return InputError(f"{where} is not yaml: {problem}")
 
 
 def _check_names(section: dict[Any, Any], path: str) -> None:
@@ -110,38 +106,12 @@ def _check_names(section: dict[Any, Any], path: str) -> None:
             _check_names(value, path)
 
 
-def _walk(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Every node once: an alias is the node it stands for, which may even hold itself."""
-    seen, waiting = {id(root)}, [root]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        children: list[Any] = []
-        if isinstance(node, yaml.MappingNode):
-            children = [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            children = node.value
-        for child in children:
-            if id(child) not in seen:
-                seen.add(id(child))
-                waiting.append(child)
-
-
-def _short(tag: str) -> str:
-    prefix = "tag:yaml.org,2002:"
-    return repr("!!" + tag.removeprefix(prefix) if tag.startswith(prefix) else tag)
-
-
 @cache
 def _detectron2_folders() -> tuple[str, ...]:
     package = os.path.dirname(detectron2.__file__)
     # In an editable installation Detectron2 links this folder to one beside the package.
     configs = os.path.join(package, "model_zoo", "configs")
     return tuple(os.path.join(os.path.realpath(folder), "") for folder in (package, configs))
-
-
-def _belongs_to_detectron2(path: str) -> bool:
-    return path.startswith(_detectron2_folders())
 
 
 # A folder of detectron2.projects: what adds its keys, and the words of a yaml that need them.
@@ -176,7 +146,7 @@ def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
         InputError: the yaml needs a project, and this Detectron2 comes without it, or without a
             package that it needs.
     """
-    words = set(_words(yaml.get("MODEL")))
+    words = set(re.findall(r"\w+", str(yaml.get("MODEL"))))
     for name, (add, needed_by) in _PROJECTS.items():
         if words.isdisjoint(needed_by):
             continue
@@ -191,16 +161,6 @@ def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
         with_project = get_cfg()
         getattr(project, add)(with_project)
         _add_missing(cfg, with_project)
-
-
-def _words(section: Any) -> Iterator[str]:
-    """The keys of a section and those within, and the values that are text."""
-    if isinstance(section, str):
-        yield section
-    elif isinstance(section, dict):
-        for key, value in section.items():
-            yield key
-            yield from _words(value)
 
 
 def _add_missing(cfg: CfgNode, other: CfgNode) -> None:

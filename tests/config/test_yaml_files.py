@@ -150,7 +150,7 @@ def test_a_link_out_of_detectron2_is_refused(cfg, planted, monkeypatch):
         ("SEED: 1\nMODEL: [\n", r"bad\.yaml:3 is not yaml: expected the node content"),
         ("SEED: 1\n---\nSEED: 2\n", r"bad\.yaml:2 is not yaml"),
         ("SEED: \x00\n", "is not yaml: unacceptable character"),
-        ("_BASE_: {a: 1}\n", r"bad\.yaml:1: _BASE_ is no path"),
+        ("_BASE_: {a: 1}\n", r"bad\.yaml is not a config: .* in _BASE_ a path"),
         ("_BASE_: nowhere.yaml\n", r"nowhere\.yaml: No such file"),
         ("_BASE_: bad.yaml\n", "_BASE_ leads back to itself"),
         ("? [1]\n: 2\n", "unhashable key"),
