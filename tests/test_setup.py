@@ -45,9 +45,14 @@ def test_what_the_package_imports_is_declared(project):
     third_party -= {"nncf", "openvino"}  # of the extra "openvino"
     third_party -= {"omegaconf"}  # of Detectron2's LazyConfig, which asks for it
     # Used where they are installed.
-    third_party -= {"faster_coco_eval", "lvis", "panopticapi", "supervision"}
+    third_party -= {"lvis", "panopticapi", "supervision"}
     third_party -= {"cityscapesscripts", "timm"}
-    distributions = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
+    distributions = {
+        "cv2": "opencv-python",
+        "faster_coco_eval": "faster-coco-eval",
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+    }
     assert {distributions.get(name, name) for name in third_party} <= names
     # The design card's own list.
     assert names >= {"torch", "torchvision", "fvcore", "pycocotools", "opencv-python"}

@@ -1,6 +1,5 @@
 """The evaluator that belongs to a dataset."""
 
-import importlib.util
 import os
 
 import numpy as np
@@ -20,7 +19,7 @@ from fvcore.common.registry import Registry
 from PIL import Image
 
 from ..errors import InputError
-from .fast import COCO_MAX_DETECTIONS, FastCOCOEvaluator, FastLVISEvaluator, is_installed
+from .fast import COCO_MAX_DETECTIONS, FastCOCOEvaluator, FastLVISEvaluator
 
 EVALUATORS = Registry("EVALUATORS")
 EVALUATORS.__doc__ = """Evaluators by the evaluator_type of a dataset's metadata.
@@ -37,13 +36,6 @@ ground truth by it where the function has an attribute `perfect_output`: a funct
 the dataset to what a perfect model puts out for it.
 """
 
-# What Detectron2 imports once the inference is done.
-_PACKAGES = {
-    "coco_panoptic_seg": "panopticapi",
-    "cityscapes_instance": "cityscapesscripts",
-    "cityscapes_sem_seg": "cityscapesscripts",
-}
-
 
 def read_labels(path: str, dtype: type = int) -> np.ndarray:
     """The values of a label image, (H, W), or (H, W, 3) for panoptic ones.
@@ -58,8 +50,8 @@ def check_evaluator(dataset_name: str) -> None:
     """Checks that a dataset can be evaluated, before the inference that would be for nothing.
 
     Raises:
-        InputError: the dataset has no evaluator type, or one that nothing here evaluates; or a
-            package is missing.
+        InputError: the dataset has no evaluator type, or one that nothing here evaluates; or NumPy
+            is too new for the type's package.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in EVALUATORS:
@@ -68,21 +60,10 @@ def check_evaluator(dataset_name: str) -> None:
             f"MetadataCatalog entry to one of {', '.join(kind for kind, _ in EVALUATORS)}, or "
             "register your own in rope_vit_det.evaluation.EVALUATORS"
         )
-    package = _PACKAGES.get(kind)
-    if package and importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package {package}; "
-            "install it, or take the dataset out"
-        )
-    if package == "cityscapesscripts" and not _numpy_is_below("2.3.0"):
+    if kind.startswith("cityscapes") and np.lib.NumpyVersion(np.__version__) >= "2.3.0":
         raise InputError(
             f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
             "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.3'"
-        )
-    if kind == "lvis" and not is_installed():
-        raise InputError(
-            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated without the package "
-            "faster-coco-eval; pip install faster-coco-eval"
         )
 
 
@@ -150,7 +131,3 @@ def cityscapes_instance(cfg: CfgNode, dataset_name: str, output_folder: str) -> 
 @EVALUATORS.register()
 def cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     return CityscapesSemSegEvaluator(dataset_name)
-
-
-def _numpy_is_below(version: str) -> bool:
-    return np.lib.NumpyVersion(np.__version__) < version

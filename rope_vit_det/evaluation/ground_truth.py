@@ -23,18 +23,16 @@ from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
-    LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 
 from ..data.coco_file import clean_mask, clean_records, complete_coco, to_rle
 from ..errors import InputError
 from .evaluators import EVALUATORS, read_labels
-from .fast import LVIS_MAX_DETECTIONS, as_api
+from .fast import FastLVISEvaluator, as_api
 from .matching import match_images
 
 _PERFECT = 100 - 1e-6
@@ -171,18 +169,99 @@ class _Format:
     def notes(self, low: dict[str, float]) -> Iterator[str]:
         yield from ()
 
+    def _predicts(self, field: str) -> bool:
+        return self.fields is None or field in self.fields
+
+
+class _COCO(_Format):
+    """LVIS's too. Its results are made of annotations: pixels of masks would take most of the time.
+
+    They are also of objects that Detectron2, when it reads the file, leaves out for their masks.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.is_lvis = isinstance(self.evaluator, FastLVISEvaluator)
+        self.truth = complete_coco(self.evaluator._coco_api.dataset, f"dataset {self.name!r}")
+        self.sizes = {each["id"]: (each["height"], each["width"]) for each in self.truth["images"]}
+        objects = _objects(self.truth)
+        points = next((each["keypoints"] for each in objects if _is_labelled(each)), ())
+        self.num_points = self._predicts("pred_keypoints") * len(points) // 3
+        has_masks = any("segmentation" in each for each in objects)
+        self.has_masks = self._predicts("pred_masks") and has_masks
+        is_scored = self._predicts("pred_boxes") and self.evaluator._do_evaluation
+        self.is_scored = bool(objects) and is_scored
+        self.results: dict[Any, list[dict]] = {image: [] for image in self.sizes}
+        for each in objects if self.is_scored else ():
+            self.results[each["image_id"]].append(self._result(each))
+
+    def output(self, record: dict) -> dict[str, Any]:
+        return {}
+
+    def complete(self, record: dict) -> None:
+        order = sorted(each["id"] for each in self.truth["categories"])
+        mapping = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id", None)
+        mapping = mapping or {number: i for i, number in enumerate(order)}
+        results = self.results[record["image_id"]][: self.limit if self.limit >= 0 else None]
+        results = [{**each, "category_id": mapping[each["category_id"]]} for each in results]
+        prediction = {"image_id": record["image_id"], "instances": results}
+        self.evaluator._predictions.append(prediction)
+
+    def missed(self, low: dict[str, float]) -> Iterator[str]:
+        found = [each for results in self.results.values() for each in results]
+        files = {record["image_id"]: record["file_name"] for record in self.records}
+        lines: dict[str, list[str]] = {}
+        for task in low:
+            sigmas = getattr(self.evaluator, "_kpt_oks_sigmas", ())
+            options = {"task": task, "iou": _MIN_IOU, "keypoint_sigmas": sigmas}
+            for match in match_images(as_api(self.truth), found, min_score=0, **options):
+                image = match.image["id"]
+                for each in match.missed:
+                    place = f"{files.get(image)}: image {image}, annotation {each['id']}"
+                    lines.setdefault(f"{place}, box {each['bbox']}", []).append(task)
+        yield from (f"{place}: not found by {', '.join(lines[place])}" for place in lines)
+
+    def notes(self, low: dict[str, float]) -> Iterator[str]:
+        counts: Counter[Any] = Counter()
+        labelled: Counter[Any] = Counter()
+        for each in _objects(self.truth):
+            key = (each["image_id"], None if self.is_lvis else each["category_id"])
+            counts[key] += 1
+            labelled[key] += _is_labelled(each)
+        images = Counter({image: len(results) for image, results in self.results.items()})
+        yield from _limit_note("TEST.DETECTIONS_PER_IMAGE", self.limit, images, low)
+        limit, what = self.evaluator._max_dets_per_image[-1], "image and class"
+        what = "image" if self.is_lvis else what
+        boxes = {task: score for task, score in low.items() if task != "keypoints"}
+        yield from _limit_note(f"the evaluator's detections of an {what},", limit, counts, boxes)
+        points = {task: score for task, score in low.items() if task == "keypoints"}
+        what = "COCO's keypoint detections of an image and class,"
+        yield from _limit_note(what, _MAX_KEYPOINT_DETECTIONS, labelled, points)
+
+    def _result(self, annotation: dict) -> dict[str, Any]:
+        result = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        result["score"] = 1.0
+        if self.has_masks:
+            rle = _rle(annotation, *self.sizes[annotation["image_id"]])
+            result["segmentation"] = clean_mask(rle)
+        if self.num_points:
+            result["keypoints"] = annotation.get("keypoints")
+            if not _is_labelled(annotation):
+                # COCO ignores what lies in the box of an object without labelled keypoints, if
+                # nothing of a lower score does.
+                x, y, width, height = annotation["bbox"]
+                result["keypoints"] = [x + width / 2, y + height / 2, 0] * self.num_points
+                result["score"] = 0.5
+        return result
+
 
 class _Instances(_Format):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         objects = [each for record in self.records for each in _objects(record)]
-        labelled = [each["keypoints"] for each in objects if _is_labelled(each)]
-        self.is_scored = bool(objects) and self._predicts("pred_boxes", True)
-        self.masks = self._predicts("pred_masks", any("segmentation" in each for each in objects))
-        self.keypoints = self._predicts("pred_keypoints", True) * len(labelled[:1] and labelled[0])
-
-    def _predicts(self, field: str, is_there: bool) -> bool:
-        return is_there if self.fields is None else field in self.fields
+        self.is_scored = bool(objects) and self._predicts("pred_boxes")
+        has_masks = any("segmentation" in each for each in objects)
+        self.has_masks = self._predicts("pred_masks") and has_masks
 
     def output(self, record: dict, *, all_objects: bool = False) -> dict[str, Any]:
         objects = _objects(record)[: self.limit if self.limit >= 0 and not all_objects else None]
@@ -193,109 +272,13 @@ class _Instances(_Format):
         instances.pred_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         instances.pred_classes = torch.as_tensor([each["category_id"] for each in objects]).long()
         instances.scores = torch.ones(len(objects))
-        if self.masks:
+        if self.has_masks:
             instances.pred_masks = _masks(objects, record["height"], record["width"])
-        if self.keypoints:
-            # COCO ignores what lies in the box of an object without labelled keypoints, if nothing
-            # of a lower score does.
-            points = [
-                each["keypoints"]
-                if _is_labelled(each)
-                else [(x1 + x2) / 2, (y1 + y2) / 2, 0] * (self.keypoints // 3)
-                for each, (x1, y1, x2, y2) in zip(objects, boxes, strict=True)
-            ]
-            instances.pred_keypoints = torch.tensor(points).float().reshape(len(objects), -1, 3)
-            instances.scores -= 0.5 * ~torch.tensor([*map(_is_labelled, objects)], dtype=torch.bool)
         return {"instances": instances}
 
     def notes(self, low: dict[str, float]) -> Iterator[str]:
         counts = Counter({i: len(_objects(record)) for i, record in enumerate(self.records)})
         yield from _limit_note("TEST.DETECTIONS_PER_IMAGE", self.limit, counts, low)
-
-
-class _COCO(_Instances):
-    """LVIS's too."""
-
-    def __init__(self, name: str, evaluator: Any, records: list[dict], *args: Any) -> None:
-        self.is_lvis = isinstance(evaluator, LVISEvaluator)
-        truth = evaluator._lvis_api if self.is_lvis else evaluator._coco_api
-        self.truth = complete_coco(truth.dataset, f"dataset {name!r}")
-        self._add_dropped(records)
-        super().__init__(name, evaluator, records, *args)
-        self.is_scored &= self.evaluator._do_evaluation
-        # Their pixels would take most of the time: the evaluators keep RLE.
-        self.has_rle, self.masks = self.masks, False
-
-    def _add_dropped(self, records: list[dict]) -> None:
-        """Detectron2 leaves an object without a good part of its mask out, also of boxes."""
-        maskless: dict[int, list[dict]] = {}
-        for each in self.truth.get("annotations", ()):
-            if "segmentation" not in each and "keypoints" not in each:
-                maskless.setdefault(each["image_id"], []).append(each)
-        order = sorted(each["id"] for each in self.truth["categories"])
-        for record in records if maskless else ():
-            objects = record.get("annotations", [])
-            known = [[*each["bbox"]] for each in objects]
-            for each in maskless.get(record["image_id"], ()):
-                if each["bbox"] not in known:
-                    own = {"category_id": order.index(each["category_id"])}
-                    objects.append({**each, **own, "bbox_mode": BoxMode.XYWH_ABS})
-            record["annotations"] = objects
-
-    def complete(self, record: dict) -> None:
-        self._add_rle(record, self.evaluator._predictions[-1]["instances"])
-
-    def _add_rle(self, record: dict, results: list[dict]) -> list[dict]:
-        size = (record["height"], record["width"])
-        for each, result in zip(_objects(record) if self.has_rle else (), results, strict=False):
-            mask = _rle(each, *size)
-            result["segmentation"] = clean_mask(mask)
-        return results
-
-    def missed(self, low: dict[str, float]) -> Iterator[str]:
-        mapping = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id", {})
-        ids = {contiguous: own for own, contiguous in mapping.items()}
-        found, files = [], {}
-        for record in self.records if low else ():
-            files[record["image_id"]] = record["file_name"]
-            output = self.output(record, all_objects=True)["instances"]
-            found += self._add_rle(record, instances_to_coco_json(output, record["image_id"]))
-        for each in found:
-            each["category_id"] = ids.get(each["category_id"], each["category_id"] + self.is_lvis)
-        lines: dict[str, list[str]] = {}
-        for task in low:
-            sigmas = getattr(self.evaluator, "_kpt_oks_sigmas", None)
-            matches = match_images(
-                as_api(self.truth),
-                found,
-                min_score=0,
-                iou=_MIN_IOU,
-                task=task,
-                keypoint_sigmas=sigmas,
-            )
-            for image, each in (
-                (match.image["id"], each) for match in matches for each in match.missed
-            ):
-                place = f"{files.get(image)}: image {image}, annotation {each['id']}"
-                lines.setdefault(f"{place}, box {each['bbox']}", []).append(task)
-        yield from (f"{place}: not found by {', '.join(lines[place])}" for place in lines)
-
-    def notes(self, low: dict[str, float]) -> Iterator[str]:
-        yield from super().notes(low)
-        counts: Counter[Any] = Counter()
-        labelled: Counter[Any] = Counter()
-        for record in self.records:
-            for each in _objects(record):
-                key = (record["image_id"], None if self.is_lvis else each["category_id"])
-                counts[key] += 1
-                labelled[key] += _is_labelled(each)
-        limit: Any = self.evaluator._max_dets_per_image or LVIS_MAX_DETECTIONS
-        what, limit = ("image", limit) if self.is_lvis else ("image and class", limit[-1])
-        boxes = {task: score for task, score in low.items() if task != "keypoints"}
-        yield from _limit_note(f"the evaluator's detections of an {what},", limit, counts, boxes)
-        points = {task: score for task, score in low.items() if task == "keypoints"}
-        what = "COCO's keypoint detections of an image and class,"
-        yield from _limit_note(what, _MAX_KEYPOINT_DETECTIONS, labelled, points)
 
 
 class _VOC(_Instances):
@@ -403,7 +386,6 @@ class _Panoptic(_Format):
 
 _FORMATS: dict[type, type[_Format]] = {
     COCOEvaluator: _COCO,
-    LVISEvaluator: _COCO,
     PascalVOCDetectionEvaluator: _VOC,
     CityscapesInstanceEvaluator: _CityscapesInstances,
     SemSegEvaluator: _SemSeg,

@@ -1,16 +1,13 @@
 """Which detections are right, which are wrong, and what was missed, by COCO's own matching."""
 
-import io
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from .fast import as_apis, number
+from .fast import evaluate, with_masks
 
 _ALL_AREAS = [0, 1e10]
 _MANY = 100_000  # detections of an image and class: all
@@ -50,7 +47,7 @@ def match_images(
     min_score: float,
     iou: float,
     task: str,
-    keypoint_sigmas: Sequence[float] | None = None,
+    keypoint_sigmas: Sequence[float] = (),
 ) -> list[ImageMatches]:
     """Matches detections to objects of their class, image by image, the worst images first.
 
@@ -66,14 +63,13 @@ def match_images(
         The images of `truth`, by F1, and by their number of mistakes where that is equal.
     """
     matches = {number: ImageMatches(image) for number, image in truth.imgs.items()}
-    results = [each for each in results if each["score"] >= min_score]
-    objects = truth.dataset["annotations"]
-    for pair in _evaluate(truth, results, iou=iou, task=task, keypoint_sigmas=keypoint_sigmas):
-        for i, partner in pair.detections:
-            image = matches[results[i]["image_id"]]
-            (image.false if partner is None else image.found).append(results[i])
-        for i in pair.missed:
-            matches[objects[i]["image_id"]].missed.append(objects[i])
+    pairs = _pairs(truth, results, min_score, iou, task, kpt_oks_sigmas=keypoint_sigmas)
+    for detection, partner in pairs:
+        image = matches[(detection or partner)["image_id"]]
+        if detection is None:
+            image.missed.append(partner)
+        else:
+            (image.false if partner is None else image.found).append(detection)
     return sorted(matches.values(), key=lambda each: (each.f1, -each.num_mistakes))
 
 
@@ -92,60 +88,37 @@ def confusion_matrix(
         ids; the last row is detections that match nothing, the last column missed objects.
     """
     rows = {number: i for i, number in enumerate(sorted(truth.cats))}
-    none = len(rows)
-    counts = np.zeros((none + 1, none + 1), np.int64)
-    results = [each for each in results if each["score"] >= min_score]
-    objects = truth.dataset["annotations"]
-    for pair in _evaluate(truth, results, iou=iou, task=task, use_categories=False):
-        for i, partner in pair.detections:
-            row = none if partner is None else rows[objects[partner]["category_id"]]
-            counts[row, rows[results[i]["category_id"]]] += 1
-        for i in pair.missed:
-            counts[rows[objects[i]["category_id"]], none] += 1
+    counts = np.zeros((len(rows) + 1, len(rows) + 1), np.int64)
+    for detection, partner in _pairs(truth, results, min_score, iou, task, useCats=0):
+        row, column = (rows[e["category_id"]] if e else len(rows) for e in (partner, detection))
+        counts[row, column] += 1
     return counts
 
 
-class _Pairs(NamedTuple):
-    """Of one image (and category), without what counts neither way; indices of what was given.
+def _pairs(
+    truth: COCO, results: Sequence[dict], min_score: float, iou: float, task: str, **params: Any
+) -> Iterator[tuple[Any, Any]]:
+    """Detections and the objects that they match, None in the place of what is not there.
 
-    Attributes:
-        detections: the index of each, and that of its object, or None.
-        missed: objects.
+    Crowds are left out, as is what matches one.
     """
-
-    detections: list[tuple[int, int | None]]
-    missed: list[int]
-
-
-def _evaluate(
-    truth: COCO,
-    results: Sequence[dict],
-    *,
-    iou: float,
-    task: str,
-    use_categories: bool = True,
-    keypoint_sigmas: Sequence[float] | None = None,
-) -> Iterator[_Pairs]:
-    numbered = number(truth.dataset, results, task, keypoint_sigmas)
-    with redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(*as_apis(numbered), task)
-        evaluation.params.iouThrs = np.array([iou])
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [_ALL_AREAS], ["all"]
-        evaluation.params.maxDets = [_MANY]
-        evaluation.params.useCats = int(use_categories)
-        if keypoint_sigmas:
-            evaluation.params.kpt_oks_sigmas = np.array(keypoint_sigmas)
-        evaluation.evaluate()
-    for each in filter(None, evaluation.evalImgs):
-        detections = zip(
-            each["dtIds"], each["dtMatches"][0].astype(int), each["dtIgnore"][0], strict=True
-        )
-        objects = zip(each["gtIds"], each["gtMatches"][0], each["gtIgnore"], strict=True)
-        yield _Pairs(
-            [
-                (numbered.kept[i - 1], partner - 1 if partner else None)
-                for i, partner, ignored in detections
-                if not ignored
-            ],
-            [i - 1 for i, partner, ignored in objects if not partner and not ignored],
-        )
+    results = [each for each in results if each["score"] >= min_score]
+    results = with_masks(results) if task == "segm" else results
+    evaluated = evaluate(
+        truth.dataset,
+        results,
+        task,
+        iouThrs=np.array([iou]),
+        areaRng=[_ALL_AREAS],
+        areaRngLbl=["all"],
+        maxDets=[_MANY],
+        **params,
+    )
+    pairs = dict(map(int, key.split("_")) for key in evaluated.eval["matched"])
+    objects = dict(enumerate(truth.dataset["annotations"], start=1))
+    ignored = {i for i in objects if evaluated.cocoGt.anns[i]["ignore"]}
+    for i, detection in enumerate(results, start=1):
+        if pairs.get(i) not in ignored:
+            yield detection, objects.get(pairs.get(i))
+    for i in objects.keys() - pairs.values() - ignored:
+        yield None, objects[i]

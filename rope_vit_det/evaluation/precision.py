@@ -1,5 +1,6 @@
 """AP of each class and size, and precision over recall."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,7 @@ def class_precisions(
 
 
 def _precision(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> np.ndarray:
-    if not results:
-        return np.zeros((10, 101, len(truth.cats), 4))
-    evaluated = evaluate(truth.dataset, results, task, max_detections=MAX_DETECTIONS)
+    evaluated = evaluate(truth.dataset, results, task, maxDets=MAX_DETECTIONS)
     table = np.asarray(evaluated.eval["precision"], float)[..., -1]
     return np.where(table < 0, np.nan, table)
 
@@ -82,7 +81,5 @@ def _values(table: np.ndarray) -> dict[str, float]:
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     """Without the NaNs; NaN where there is nothing else."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0).sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        return np.nanmean(values, axis=axis)

@@ -5,8 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator
 
 from rope_vit_det.errors import InputError
-from rope_vit_det.evaluation import evaluators
-from rope_vit_det.evaluation.evaluators import build_evaluator, check_evaluator, results_folder
+from rope_vit_det.evaluation.evaluators import build_evaluator, results_folder
 
 
 @pytest.mark.parametrize(
@@ -45,22 +44,6 @@ def test_an_unknown_type_names_the_known_ones(detector_cfg):
     with pytest.raises(InputError, match=r"'oddities' has evaluator_type 'taste'.*coco"):
         build_evaluator(detector_cfg, "oddities")
     MetadataCatalog.remove("oddities")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "package"),
-    [
-        ("coco_2017_val_panoptic_separated", "panopticapi"),
-        ("cityscapes_fine_instance_seg_val", "cityscapesscripts"),
-        ("lvis_v1_val", "faster-coco-eval"),
-    ],
-)
-def test_what_a_missing_package_keeps_from_being_evaluated(dataset, package, monkeypatch):
-    monkeypatch.setattr(evaluators.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(evaluators, "is_installed", lambda: False)
-    with pytest.raises(InputError, match=rf"{dataset}.*{package}"):
-        check_evaluator(dataset)
-    check_evaluator("coco_2017_val")
 
 
 def test_of_several_test_sets_each_has_a_folder(detector_cfg):

@@ -15,8 +15,7 @@ from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 
 from rope_vit_det.errors import InputError
-from rope_vit_det.evaluation import fast
-from rope_vit_det.evaluation.fast import FastCOCOEvaluator, FastLVISEvaluator, class_table
+from rope_vit_det.evaluation.fast import TRUTH_FILE, FastCOCOEvaluator, FastLVISEvaluator
 
 
 def _detections(coco, rng):
@@ -158,14 +157,6 @@ def test_lvis(lvis_like, tmp_path, monkeypatch):
     assert 5 < ours["segm"]["AP"] < 95 and ours["bbox"]["APr"] > 0
 
 
-def test_the_table_of_classes_skips_what_is_not_defined():
-    precision = np.full((2, 3, 2, 1, 1), -1.0)
-    precision[:, :, 1] = 0.5
-    table = class_table(["cat", "dog"], precision)
-    words = [word.strip() for word in table.splitlines()[2].split("|")]
-    assert words[1:5] == ["cat", "nan", "dog", "50.000"]
-
-
 CATEGORIES = (3, 7)
 POINTS = [20, 20, 2, 40, 30, 2, 60, 50, 1] + [0] * 42
 
@@ -277,17 +268,13 @@ def _strange_parts(content):
         _strange_parts,
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", ["COCO", "COCO without faster-coco-eval", "LVIS"])
-def test_perfect_predictions_score_100(kind, spoil, content, perfect_scores, monkeypatch):
-    if kind == "COCO without faster-coco-eval":
-        monkeypatch.setattr(fast, "is_installed", lambda: False)
+@pytest.mark.parametrize("kind", [FastCOCOEvaluator, FastLVISEvaluator])
+def test_perfect_predictions_score_100(kind, spoil, content, perfect_scores):
     good = copy.deepcopy(content)
     spoil(content)
     if spoil in (_long_ids, _negative_images):
         good = content
-    scores = perfect_scores(
-        FastLVISEvaluator if kind == "LVIS" else FastCOCOEvaluator, content, good
-    )
+    scores = perfect_scores(kind, content, good)
     for task in ("bbox", "segm"):
         for metric in ("AP", "AP50", "APs", "APm", "APl"):
             assert scores[task][metric] == pytest.approx(100), (task, metric)
@@ -324,10 +311,8 @@ def test_lvis_without_frequencies_has_no_ap_of_them(content, perfect_scores, dam
     assert scores["AP"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize("spoil", ["nothing", "some without", "empty list", "class without"])
-def test_perfect_keypoints_score_100(content, perfect_scores, spoil, installed, monkeypatch):
-    monkeypatch.setattr(fast, "is_installed", lambda: installed)
+def test_perfect_keypoints_score_100(content, perfect_scores, spoil):
     for each in content["annotations"]:
         each["keypoints"] = [*POINTS]  # without num_keypoints
     if spoil in ("some without", "empty list"):
@@ -362,7 +347,7 @@ def test_a_function_is_asked_at_every_evaluation(kind, tmp_path):
             evaluator = kind("labels", output_dir=str(tmp_path))
             scores = _scores(evaluator, [{"image_id": 1, "instances": [found]}])
             assert scores["bbox"]["AP"] == pytest.approx(wanted)
-            truth = json.loads((tmp_path / fast.TRUTH_FILE).read_text())
+            truth = json.loads((tmp_path / TRUTH_FILE).read_text())
             assert truth["annotations"][0]["bbox"][0] == left
     finally:
         DatasetCatalog.remove("labels")

@@ -11,7 +11,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rope_vit_det.errors import InputError
-from rope_vit_det.evaluation import fast as fast_evaluation
 from rope_vit_det.evaluation.matching import confusion_matrix, match_images
 from rope_vit_det.evaluation.precision import METRICS, class_precisions
 from rope_vit_det.evaluation.results import find_task, read_results, read_truth, restrict
@@ -51,12 +50,8 @@ def test_confusion_counts_what_was_planned(known_results, truth, results):
     assert counts[:-1].sum() == objects
 
 
-@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_class_precisions_equal_pycocotools(truth, results, task, fast, monkeypatch):
-    if fast:
-        pytest.importorskip("faster_coco_eval")
-    monkeypatch.setattr(fast_evaluation, "is_installed", lambda: fast)
+def test_class_precisions_equal_pycocotools(truth, results, task):
     whole, *classes = class_precisions(truth, results, task)
     assert [each.name for each in classes] == [truth.cats[i]["name"] for i in sorted(truth.cats)]
     ids = sorted(truth.cats)
