@@ -15,28 +15,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbone import RoPEViTBackbone, RoPEViTPyramid, create_backbone
-    from .config.keys import add_rope_vit_config
-    from .config.use import use_rope_vit
-    from .models import RoPEViT, create_model
-    from .prediction import Predictor
-    from .solver import build_optimizer
-    from .utils.memory import bound_caches
-    from .weights import load_model
+    from .backbone import RoPEViTBackbone as RoPEViTBackbone
+    from .backbone import RoPEViTPyramid as RoPEViTPyramid
+    from .backbone import create_backbone as create_backbone
+    from .config.keys import add_rope_vit_config as add_rope_vit_config
+    from .config.use import use_rope_vit as use_rope_vit
+    from .models import RoPEViT as RoPEViT
+    from .models import create_model as create_model
+    from .prediction import Predictor as Predictor
+    from .solver import build_optimizer as build_optimizer
+    from .utils.memory import bound_caches as bound_caches
+    from .weights import load_model as load_model
 
-__all__ = [
-    "Predictor",
-    "RoPEViT",
-    "RoPEViTBackbone",
-    "RoPEViTPyramid",
-    "add_rope_vit_config",
-    "bound_caches",
-    "build_optimizer",
-    "create_backbone",
-    "create_model",
-    "load_model",
-    "use_rope_vit",
-]
 __version__ = "0.2.0"
 
 _HOMES = {
@@ -52,6 +42,7 @@ _HOMES = {
     "load_model": "weights",
     "use_rope_vit": "config.use",
 }
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

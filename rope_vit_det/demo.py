@@ -80,8 +80,5 @@ def _draw_held_out_images(cfg: CfgNode, out: Path) -> None:
 
 
 def _ap_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    columns = list(results["bbox"])
-    rows = [
-        [task, *(f"{values[column]:.1f}" for column in columns)] for task, values in results.items()
-    ]
-    return tabulate(rows, headers=["", *columns], disable_numparse=True, stralign="right")
+    rows = [{"": task, **values} for task, values in results.items()]
+    return tabulate(rows, headers="keys", floatfmt=".1f")

@@ -19,9 +19,7 @@ from rope_vit_det.config.run_config import read_run_config
 from rope_vit_det.errors import InputError
 from rope_vit_det.export import export_model
 from rope_vit_det.export.openvino_file import inference_precisions, load_openvino, save_openvino
-from rope_vit_det.export.padding import with_padding
-from rope_vit_det.export.pyramid import Pyramid
-from rope_vit_det.export.sizes import size_multiple, traced_size
+from rope_vit_det.export.pyramid import Pyramid, size_multiple, traced_size, with_padding
 from rope_vit_det.export.traced_detector import find_instances, pad
 
 _CONFIGS = Path(__file__).parents[2] / "configs"

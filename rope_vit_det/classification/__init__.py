@@ -1,9 +1,8 @@
 """Classes and embeddings of images, without Detectron2: the model card's other two uses."""
 
 from ..utils.image_files import find_images
-from .classify import Classes, Embeddings, classify, embed
+from .classify import Classes, Embeddings, classification_transform, classify, embed
 from .output import write_classes, write_embeddings
-from .transform import classification_transform
 
 __all__ = [
     "Classes",

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from ..errors import InputError
@@ -14,7 +15,6 @@ from ..models import RoPEViT
 from ..utils.device import find_device
 from ..utils.image_files import describe_read_error, load_batches, open_rgb
 from ..weights import WeightsInfo
-from .transform import classification_transform
 
 
 @dataclass(frozen=True)
@@ -168,3 +168,22 @@ def _load(path: str, transform: Callable) -> Tensor | str:
         return transform(open_rgb(path))  # not turned, as in birder
     except Exception as error:  # PIL's plugins raise whatever a damaged file leads them to
         return describe_read_error(path, error)
+
+
+def classification_transform(
+    size: tuple[int, int], rgb_mean: Sequence[float], rgb_std: Sequence[float]
+) -> v2.Compose:
+    """PIL image to normalised tensor (3, H, W); birder's `inference_preset`.
+
+    Args:
+        size: (H, W) in pixels. The whole image is resized to it, its aspect ratio is not kept.
+        rgb_mean, rgb_std: of a :class:`~rope_vit_det.weights.WeightsInfo`, for values from 0 to 1.
+    """
+    return v2.Compose(
+        [
+            v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=list(rgb_mean), std=list(rgb_std)),
+        ]
+    )

@@ -16,8 +16,6 @@ PYRAMID_STRIDE = 16
 # Of SOLVER.BASE_LR, under AdamW and its like; a ResNet's under SGD are higher.
 MAX_USUAL_LR = 1e-3
 AMP_DTYPES = ("bfloat16", "float16")
-# Of SOLVER.CLIP_GRADIENTS: each gradient's values, each gradient's norm, or the norm of all.
-CLIP_TYPES = ("value", "norm", "full_model")
 # As Detectron2's `get_norm` knows them; "": none (in the pyramids: LN).
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
@@ -196,8 +194,6 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
         is_whole_number(net.PATCH_STRIDE) and net.PATCH_STRIDE in strides,
         " or ".join(map(str, strides)),
     )
-    for key in ("TILE_POS_EMBED", "ACTIVATION_CHECKPOINT", "COMPILE", "CHECK_WEIGHTS"):
-        check(key, type(net[key]) is bool, "True or False")
 
 
 def check_pyramid_config(cfg: CfgNode) -> None:
@@ -237,12 +233,6 @@ def check_solver_config(cfg: CfgNode) -> None:
         raise InputError("SOLVER.EARLY_STOPPING needs SOLVER.BEST_METRIC, such as bbox/AP")
     if solver.BEST_METRIC and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
         raise InputError("SOLVER.BEST_METRIC needs TEST.EVAL_PERIOD above 0 and DATASETS.TEST")
-    clip = solver.CLIP_GRADIENTS
-    check(
-        "CLIP_GRADIENTS.CLIP_TYPE",
-        not clip.ENABLED or clip.CLIP_TYPE in CLIP_TYPES,
-        ", ".join(CLIP_TYPES),
-    )
 
 
 def check_precision(cfg: CfgNode) -> None:
@@ -302,7 +292,6 @@ def check_input_config(cfg: CfgNode) -> None:
     """
     lsj = cfg.INPUT.LSJ
     slices = cfg.TEST.SLICE
-    check_key(cfg, "TEST.SLICE.ENABLED", type(slices.ENABLED) is bool, "True or False")
     check_key(cfg, "TEST.SLICE.SIZE", is_whole_number(slices.SIZE, 1), "a side in pixels")
     check_key(cfg, "TEST.SLICE.OVERLAP", is_share(slices.OVERLAP), "0 to below 1")
     size_ok = is_whole_number(lsj.IMAGE_SIZE, 1)

@@ -2,9 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import torch
@@ -13,7 +15,6 @@ from detectron2.config import CfgNode, get_cfg
 from ..errors import InputError, did_you_mean
 from ..weights.load import as_birder_url
 from .keys import add_rope_vit_config
-from .merge import merge
 from .rules import check_device, check_nothing_is_none
 from .yaml_files import merge_from_yaml
 
@@ -99,3 +100,52 @@ def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = as_birder_url(cfg.MODEL.WEIGHTS)
     return cfg
+
+
+# As yacs says them.
+_UNKNOWN = re.compile(r"Non-existent (?:config )?key: (\S*)")
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(?P<wanted>.*)'> vs\. <class '(?P<given>.*)'>\) with values "
+    r"\((?P<values>.*)\) for config key: (?P<key>\S+)",
+    re.DOTALL,
+)
+
+
+def merge(cfg: CfgNode, source: str, how: Callable[[Any], None], value: Any) -> None:
+    """Calls `how(value)`, which merges into the config.
+
+    Args:
+        source: of the value, for messages.
+
+    Raises:
+        InputError: the value does not fit.
+    """
+    try:
+        how(value)
+    except InputError:
+        raise
+    except (KeyError, ValueError, AssertionError, TypeError, AttributeError) as error:
+        reason = str(error.args[0] if error.args else error)
+        raise InputError(f"{source}: {_explain(cfg, reason)}") from None
+
+
+def _explain(cfg: CfgNode, reason: str) -> str:
+    unknown, mismatch = _UNKNOWN.search(reason), _MISMATCH.search(reason)
+    if unknown:
+        key = unknown[1]
+        return f"there is no key {key}{did_you_mean(key, _keys(cfg))}"
+    if mismatch:
+        wanted, given = (mismatch[kind].rpartition(".")[2] for kind in ("wanted", "given"))
+        key = mismatch["key"]
+        if wanted == "CfgNode":
+            return f"{key} is a section: set the keys in it, not the whole"
+        value = " ".join(mismatch["values"].rpartition(" vs. ")[2].split())
+        return f"{key} takes a {wanted}, and {value!r} is a {given}"
+    return " ".join(reason.split())
+
+
+def _keys(cfg: CfgNode, path: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield path + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{path}{key}.")

@@ -1,6 +1,5 @@
 """Large photographs cut into tiles, with their COCO annotations."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from ..errors import InputError
 from ..utils.arguments import is_share, is_whole_number
 from ..utils.atomic_files import new_file
 from ..utils.image_files import any_number_of_pixels, read_rgb
-from .coco_file import read_coco
+from ..weights.hub import sha256_of
+from .coco_file import is_polygon, read_coco
 from .rle_masks import as_rle, box_of, decode_part, encode_part
 from .validation.inspection import inspect_coco
 
@@ -163,11 +163,9 @@ class _Source:
         for image in self.coco["images"]:
             path = Path(metadata.image_root, image["file_name"])
             try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                self.images.append({**image, "path": path, "sha256": sha256_of(path)})
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror}") from None
-            self.images.append({**image, "path": path, "sha256": digest})
         self.annotations: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
         for each in self.coco["annotations"]:
             self.annotations.get(each["image_id"], []).append(each)
@@ -251,7 +249,7 @@ def _with_good_parts(annotation: dict[str, Any]) -> dict[str, Any]:
     mask = annotation.get("segmentation")
     if not isinstance(mask, list):
         return annotation if not mask else {**annotation, "segmentation": as_rle(mask)}
-    return {**annotation, "segmentation": [part for part in mask if len(part) >= 6]}
+    return {**annotation, "segmentation": [part for part in mask if is_polygon(part)]}
 
 
 def _clip(box: _Box, tile: _Box) -> _Box:

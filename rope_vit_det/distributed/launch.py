@@ -4,7 +4,11 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,7 +23,6 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import InputError, RunError, print_any_text
 from ..pyramids import uses_all_parameters
-from .peers import peers_watched
 from .signals import signals_passed_on
 
 _DIST_URL = re.compile(r"tcp://.+:\d+$|file:///.|auto$")
@@ -221,3 +224,41 @@ def _in_process(main: Callable[..., Any], args: argparse.Namespace, *more: Any) 
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     with peers_watched():
         main(args, *more)
+
+
+_FOREVER = timedelta(days=3650)
+# Seconds for the main thread to end by itself, with the traceback of its broken collective.
+_GRACE = 10
+
+
+@contextmanager
+def peers_watched() -> Iterator[None]:
+    """While this is entered, the death of another process ends this one within seconds.
+
+    A broken collective does that by itself, but not during an evaluation, nor under NCCL. To be
+    entered by all processes; they leave it together.
+    """
+    others = [rank for rank in range(comm.get_world_size()) if rank != comm.get_rank()]
+    if not others:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=_FOREVER)
+    assert isinstance(group, dist.ProcessGroup)  # a number in processes that it leaves out
+    watching = [threading.Thread(target=_watch, args=(r, group), daemon=True) for r in others]
+    for thread in watching:
+        thread.start()
+    yield
+    for rank in others:
+        dist.send(torch.zeros(1), rank, group=group)
+    for thread in watching:
+        thread.join()
+
+
+def _watch(rank: int, group: dist.ProcessGroup) -> None:
+    try:
+        # Nothing comes before the other leaves; until then the system watches the connection.
+        dist.recv(torch.zeros(1), rank, group=group)
+    except RuntimeError:
+        time.sleep(_GRACE)
+        os.write(2, f"process {rank} of the run is gone: this one ends too\n".encode())
+        os._exit(1)

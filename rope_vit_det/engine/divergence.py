@@ -1,7 +1,6 @@
 """Losses that are not finite: the batch is written down, the run ends, the batch is replayed."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ from .train_step import NotFiniteError, TrainStep
 _STRUCTURES = [Instances, Boxes, RotatedBoxes, BitMasks, PolygonMasks, Keypoints]
 
 
-@dataclass
-class _Report:
-    """What other processes are told about a micro-batch."""
-
-    losses: str
-    image_ids: list[Any]
-    file: str
-
-
 def end_diverged(
     error: NotFiniteError, step: TrainStep, state: RunningState, output: str
 ) -> DivergedError:
@@ -41,7 +31,7 @@ def end_diverged(
         state: of the model.
         output: folder for the files, and of the checkpoints.
     """
-    reports = []
+    reports = []  # what is said of a micro-batch, and its file
     for micro in error.micro_batches:
         file = Path(output, f"diverged_{step.iter:07d}_{micro.number}.pth")
         dump = {
@@ -56,17 +46,15 @@ def end_diverged(
             torch.save(dump, temporary)
         losses = ", ".join(f"{name} {loss.item():.4g}" for name, loss in micro.losses.items())
         losses = losses or f'none ("{micro.failure}")'
-        ids = [record.get("image_id", record.get("file_name")) for record in micro.data]
-        reports.append(_Report(losses, ids, str(file)))
+        ids = [str(record.get("image_id", record.get("file_name"))) for record in micro.data]
+        reports.append((f"{losses} for images {', '.join(ids)}", str(file)))
     reports = [report for part in comm.all_gather(reports) for report in part]
     good = last_good_checkpoint(output) if comm.is_main_process() else None
     good = comm.all_gather(good)[0] or "none"
-    found = "; ".join(
-        f"{report.losses} for images {', '.join(map(str, report.image_ids))}" for report in reports
-    )
+    found = "; ".join(text for text, _ in reports)
     return DivergedError(
         f"the loss is not finite at iteration {step.iter}: {found}; the last good checkpoint is "
-        f"{good}; to see where it begins, repeat the command with --replay {reports[0].file}"
+        f"{good}; to see where it begins, repeat the command with --replay {reports[0][1]}"
     )
 
 

@@ -1,10 +1,8 @@
 """The folder of a run: not written over unasked, and what lies in it at the end."""
 
 import argparse
-import errno
 import json
 import logging
-import os
 import secrets
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from ..config.run_config import PACKAGE
 from ..data.validation.check import FAULTS_FILE
 from ..distributed.launch import is_first_process
 from ..errors import InputError
-from ..utils.atomic_files import new_file
+from ..utils.atomic_files import check_folder, new_file
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +48,11 @@ def check_writable(output: str) -> None:
         InputError: OUTPUT_DIR cannot be written.
     """
     try:
-        if "://" in output:
-            PathManager.mkdirs(output)
-        else:  # PathManager takes a file for a folder
-            os.makedirs(output, exist_ok=True)
-            if not os.access(output, os.W_OK):
-                raise PermissionError(errno.EACCES, "no permission")
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"OUTPUT_DIR {output!r} cannot be written ({reason}); name another folder"
-        ) from None
+        if "://" not in output:
+            check_folder(output)
+        PathManager.mkdirs(output)
+    except (InputError, OSError) as error:
+        raise InputError(f"OUTPUT_DIR: {error}; name another folder") from None
 
 
 def check_output(output: str, args: argparse.Namespace) -> None:

@@ -212,9 +212,15 @@ class _COCO(_Format):
         files = {record["image_id"]: record["file_name"] for record in self.records}
         lines: dict[str, list[str]] = {}
         for task in low:
-            sigmas = getattr(self.evaluator, "_kpt_oks_sigmas", ())
-            options = {"task": task, "iou": _MIN_IOU, "keypoint_sigmas": sigmas}
-            for match in match_images(as_api(self.truth), found, min_score=0, **options):
+            matches = match_images(
+                as_api(self.truth),
+                found,
+                min_score=0,
+                iou=_MIN_IOU,
+                task=task,
+                keypoint_sigmas=self.evaluator._kpt_oks_sigmas,
+            )
+            for match in matches:
                 image = match.image["id"]
                 for each in match.missed:
                     place = f"{files.get(image)}: image {image}, annotation {each['id']}"

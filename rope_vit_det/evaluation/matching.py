@@ -114,11 +114,12 @@ def _pairs(
         maxDets=[_MANY],
         **params,
     )
-    pairs = dict(map(int, key.split("_")) for key in evaluated.eval["matched"])
+    matched = (key.split("_") for key in evaluated.eval["matched"])
+    pairs = {int(detection): int(partner) for detection, partner in matched}
     objects = dict(enumerate(truth.dataset["annotations"], start=1))
     ignored = {i for i in objects if evaluated.cocoGt.anns[i]["ignore"]}
     for i, detection in enumerate(results, start=1):
-        if pairs.get(i) not in ignored:
-            yield detection, objects.get(pairs.get(i))
+        if pairs.get(i, 0) not in ignored:
+            yield detection, objects.get(pairs.get(i, 0))
     for i in objects.keys() - pairs.values() - ignored:
         yield None, objects[i]

@@ -62,7 +62,7 @@ def compare_detections(
     """Compares what is found, and says how far apart it is.
 
     Args:
-        detector: of :func:`~rope_vit_det.export.padding.with_padding`.
+        detector: of :func:`~rope_vit_det.export.pyramid.with_padding`.
         exported: see :func:`~rope_vit_det.export.traced_detector.trace_detector`.
         threshold: of the scores; detections as near to it as scores may differ are left out.
         step: of which height and width of the exported detector's images are multiples.

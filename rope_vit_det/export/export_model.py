@@ -39,9 +39,15 @@ from .openvino_file import (
     load_openvino,
     save_openvino,
 )
-from .padding import with_padding
-from .pyramid import Pyramid, export_pyramid
-from .sizes import dynamic_sides, other_size, size_multiple, traced_size
+from .pyramid import (
+    Pyramid,
+    dynamic_sides,
+    export_pyramid,
+    other_size,
+    size_multiple,
+    traced_size,
+    with_padding,
+)
 from .traced_detector import pad, trace_detector
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]

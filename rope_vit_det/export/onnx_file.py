@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError, RunError
 from .onnx_detector import FIND_KEYPOINTS, NMS
 from .onnx_text import CHECK, CUT, DOMAIN, FUNCTIONS, KEEP
-from .sizes import REFUSAL
+from .pyramid import REFUSAL
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _OPSET = 20

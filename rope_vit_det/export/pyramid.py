@@ -1,12 +1,18 @@
 """Backbones with their pyramid, from pixels, and by `torch.export`."""
 
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..models import RoPEViT
 from ..utils.torch_private import assert_in_graph, drop_guards
-from .sizes import dynamic_sides
 
 
 class Pyramid(nn.Module):
@@ -58,3 +64,94 @@ def export_pyramid(pyramid: Pyramid, images: Tensor, step: int) -> ExportedProgr
     # nobody can read, before the check in the graph. Ranges are checked all the same.
     drop_guards(program)
     return program
+
+
+class PaddedBackbone(Backbone):
+    """A backbone that asks for images padded to a multiple of its own choice."""
+
+    def __init__(
+        self, run: Callable[[Tensor], Mapping[str, Tensor]], shapes: dict[str, ShapeSpec], step: int
+    ) -> None:
+        """
+        Args:
+            run: a backbone, or a function that stands for one.
+            shapes: of its feature maps.
+            step: of which height and width shall be multiples.
+        """
+        super().__init__()
+        self.run = run
+        self.shapes = shapes
+        self.step = step
+
+    def forward(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Normalised images (N, 3, H, W) to feature maps."""
+        return self.run(images)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self.shapes
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.step
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self.step}
+
+
+def with_padding(
+    detector: nn.Module, step: int, run: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+) -> nn.Module:
+    """A copy of a detector with a :class:`PaddedBackbone`; all other modules are shared with it.
+
+    Args:
+        run: in the place of its backbone; None: the backbone itself.
+    """
+    backbone: Backbone = detector.backbone
+    padded = PaddedBackbone(run or backbone, backbone.output_shape(), step)
+    copied = copy.copy(detector)
+    copied._modules = {**detector._modules, "backbone": padded.eval()}
+    return copied
+
+
+# Pixels, about, of the sides of the images that graphs are made from: small ones are quick, and in
+# larger ones no level of a pyramid is so small that its size could be taken for a constant.
+_TRACED = 256
+# Shown where an image of another size is refused.
+REFUSAL = "height_and_width_must_be_multiples_of_{step}"
+
+
+def size_multiple(detector: nn.Module) -> int:
+    """What height and width must be multiples of: 32, and a whole number of windows.
+
+    A grid with smaller windows along its edges has another graph.
+
+    Args:
+        detector: Detectron2's, with a RoPE ViT in its backbone.
+    """
+    backbone: Backbone = detector.backbone
+    step = math.lcm(32, max(backbone.size_divisibility, 1))
+    for module in backbone.modules():
+        if isinstance(module, RoPEViT) and module.window_size:
+            step = math.lcm(step, module.patch_stride * module.window_size)
+    return step
+
+
+def traced_size(step: int) -> tuple[int, int]:
+    """(height, width) of the images that a graph is made from: neither equal nor a single step."""
+    steps = max(2, _TRACED // step)
+    return steps * step, (steps + 1) * step
+
+
+def other_size(step: int) -> tuple[int, int]:
+    """(height, width) of the images that a graph is checked with, taller than wide."""
+    height, width = traced_size(step)
+    return width + step, height
+
+
+def dynamic_sides(backbone: Backbone, step: int) -> tuple[Any, Any]:
+    """Height and width as any multiples of a step, for `torch.export`."""
+    # What it serves: two cells on the coarsest level, and more.
+    coarsest = max(int(shape.stride) for shape in backbone.output_shape().values())
+    least = coarsest // step + 1
+    return step * Dim("rows", min=least), step * Dim("columns", min=least)

@@ -53,7 +53,7 @@ def trace_detector(detector: nn.Module, image: Tensor, step: int) -> torch.jit.S
 
     Args:
         detector: in evaluation mode, of
-            :func:`~rope_vit_det.export.padding.with_padding`.
+            :func:`~rope_vit_det.export.pyramid.with_padding`.
         image: (3, H, W) to trace with, of any size.
         step: of which height and width must be multiples; others are refused.
 

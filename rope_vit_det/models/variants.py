@@ -11,6 +11,7 @@ from ..errors import did_you_mean
 from ..utils.arguments import to_pair
 from .rope_vit import PtGridSize, RoPEViT
 
+_P14, _P16 = dict(patch_size=14), dict(patch_size=16)
 _DEMO = dict(hidden_dim=192, num_layers=4, num_heads=3, mlp_dim=768)
 _TINY = dict(hidden_dim=192, num_layers=12, num_heads=3, mlp_dim=768)
 _SMALL = dict(hidden_dim=384, num_layers=12, num_heads=6, mlp_dim=1536)
@@ -18,85 +19,63 @@ _MEDIUM = dict(hidden_dim=512, num_layers=12, num_heads=8, mlp_dim=2048)
 _BASE = dict(hidden_dim=768, num_layers=12, num_heads=12, mlp_dim=3072, drop_path_rate=0.1)
 _SO150M = dict(hidden_dim=896, num_layers=18, num_heads=16, mlp_dim=2320, drop_path_rate=0.1)
 _LARGE = dict(hidden_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, drop_path_rate=0.1)
+_REG1, _REG4, _REG8 = (dict(num_reg_tokens=number) for number in (1, 4, 8))
+# Without a class token; tables without entries for the special tokens; gated feed-forward layers.
+_AVG, _NPS = dict(class_token=False), dict(pos_embed_special_tokens=False)
+_SWIGLU, _RMS = dict(mlp_layer="SwiGLU"), dict(norm_layer="RMSNorm")
 
 # DeiT III (arXiv 2204.07118).
-_DEIT3 = dict(pos_embed_special_tokens=False, layer_scale_init_value=1e-5)
+_DEIT3 = _NPS | dict(layer_scale_init_value=1e-5)
+_DEIT3_M = _MEDIUM | _DEIT3 | dict(drop_path_rate=0.1)
 # The rotary positions of EVA-02 (arXiv 2303.11331) and, counting from 1 with x first, of Perception
 # Encoder (arXiv 2504.13181).
 _EVA02_ROPE = dict(rope_rotation="interleaved", rope_temperature=10000.0)
+_NF = dict(mlp_dim=2730, mlp_layer="NormSwiGLU", attn_norm=True, default_pt_grid_size=(16, 16))
 _PE = dict(pre_norm=True, norm_eps=1e-5, rope_indexing="xy", rope_offset=1, **_EVA02_ROPE)
-_PE_CORE = dict(**_PE, attn_pool_num_heads=8, attn_pool_special_tokens=True)
-_PE_SPATIAL = dict(**_PE, num_reg_tokens=1, class_token=False, post_norm=False)
+_PE_CORE = _PE | dict(attn_pool_num_heads=8, attn_pool_special_tokens=True)
+_PE_SPATIAL = _PE | _REG1 | _AVG | dict(post_norm=False)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "rope_vit_reg4_demo16": dict(patch_size=16, **_DEMO, num_reg_tokens=4),
-    "rope_vit_t16": dict(patch_size=16, **_TINY),
-    "rope_vit_t14": dict(patch_size=14, **_TINY),
-    "rope_vit_s16": dict(patch_size=16, **_SMALL),
-    "rope_vit_s14": dict(patch_size=14, **_SMALL),
-    "rope_vit_m16": dict(patch_size=16, **_MEDIUM),
-    "rope_vit_m14": dict(patch_size=14, **_MEDIUM),
-    "rope_vit_b16": dict(patch_size=16, **_BASE),
-    "rope_vit_b14": dict(patch_size=14, **_BASE),
-    "rope_vit_l16": dict(patch_size=16, **_LARGE),
-    "rope_vit_l14": dict(patch_size=14, **_LARGE),
-    "rope_vit_reg1_t16": dict(patch_size=16, **_TINY, num_reg_tokens=1),
-    "rope_vit_reg1_t14": dict(patch_size=14, **_TINY, num_reg_tokens=1),
-    "rope_vit_reg1_s16": dict(patch_size=16, **_SMALL, num_reg_tokens=1),
-    "rope_vit_reg1_s14": dict(patch_size=14, **_SMALL, num_reg_tokens=1),
-    "rope_vit_reg4_m16": dict(patch_size=16, **_MEDIUM, num_reg_tokens=4),
-    "rope_vit_reg4_m14": dict(patch_size=14, **_MEDIUM, num_reg_tokens=4),
-    "rope_vit_reg4_b16": dict(patch_size=16, **_BASE, num_reg_tokens=4),
-    "rope_vit_reg4_b14": dict(patch_size=14, **_BASE, num_reg_tokens=4),
-    "rope_vit_reg4_l16": dict(patch_size=16, **_LARGE, num_reg_tokens=4),
-    "rope_vit_reg4_l14": dict(patch_size=14, **_LARGE, num_reg_tokens=4),
-    "rope_vit_s14_swiglu_avg": dict(patch_size=14, **_SMALL, class_token=False, mlp_layer="SwiGLU"),
-    "rope_vit_m14_swiglu_avg": dict(
-        patch_size=14, **_MEDIUM, class_token=False, mlp_layer="SwiGLU"
+    "rope_vit_reg4_demo16": _P16 | _DEMO | _REG4,
+    "rope_vit_t16": _P16 | _TINY,
+    "rope_vit_t14": _P14 | _TINY,
+    "rope_vit_s16": _P16 | _SMALL,
+    "rope_vit_s14": _P14 | _SMALL,
+    "rope_vit_m16": _P16 | _MEDIUM,
+    "rope_vit_m14": _P14 | _MEDIUM,
+    "rope_vit_b16": _P16 | _BASE,
+    "rope_vit_b14": _P14 | _BASE,
+    "rope_vit_l16": _P16 | _LARGE,
+    "rope_vit_l14": _P14 | _LARGE,
+    "rope_vit_reg1_t16": _P16 | _TINY | _REG1,
+    "rope_vit_reg1_t14": _P14 | _TINY | _REG1,
+    "rope_vit_reg1_s16": _P16 | _SMALL | _REG1,
+    "rope_vit_reg1_s14": _P14 | _SMALL | _REG1,
+    "rope_vit_reg4_m16": _P16 | _MEDIUM | _REG4,
+    "rope_vit_reg4_m14": _P14 | _MEDIUM | _REG4,
+    "rope_vit_reg4_b16": _P16 | _BASE | _REG4,
+    "rope_vit_reg4_b14": _P14 | _BASE | _REG4,
+    "rope_vit_reg4_l16": _P16 | _LARGE | _REG4,
+    "rope_vit_reg4_l14": _P14 | _LARGE | _REG4,
+    "rope_vit_s14_swiglu_avg": _P14 | _SMALL | _AVG | _SWIGLU,
+    "rope_vit_m14_swiglu_avg": _P14 | _MEDIUM | _AVG | _SWIGLU,
+    "rope_vit_reg8_b14_nps_avg": _P14 | _BASE | _REG8 | _AVG | _NPS,
+    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": _P14 | _SO150M | _REG8 | _AVG | _RMS | _SWIGLU,
+    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": (
+        _P14 | _SO150M | _REG8 | _AVG | _RMS | _SWIGLU | dict(attn_pool_num_heads=16)
     ),
-    "rope_vit_reg8_b14_nps_avg": dict(
-        patch_size=14, **_BASE, num_reg_tokens=8, class_token=False, pos_embed_special_tokens=False
-    ),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": dict(
-        patch_size=14,
-        **_SO150M,
-        num_reg_tokens=8,
-        class_token=False,
-        norm_layer="RMSNorm",
-        mlp_layer="SwiGLU",
-    ),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": dict(
-        patch_size=14,
-        **_SO150M,
-        num_reg_tokens=8,
-        class_token=False,
-        norm_layer="RMSNorm",
-        mlp_layer="SwiGLU",
-        attn_pool_num_heads=16,
-    ),
-    "rope_deit3_m16": dict(patch_size=16, **_MEDIUM, **_DEIT3, drop_path_rate=0.1),
-    "rope_deit3_m14": dict(patch_size=14, **_MEDIUM, **_DEIT3, drop_path_rate=0.1),
-    "rope_deit3_reg4_t16": dict(patch_size=16, **_TINY, **_DEIT3, num_reg_tokens=4),
-    "rope_deit3_reg4_m16": dict(
-        patch_size=16, **_MEDIUM, **_DEIT3, num_reg_tokens=4, drop_path_rate=0.1
-    ),
-    "rope_deit3_reg4_m14": dict(
-        patch_size=14, **_MEDIUM, **_DEIT3, num_reg_tokens=4, drop_path_rate=0.1
-    ),
-    "rope_i_vit_s16_pn_aps_c1": dict(patch_size=16, **_SMALL, **_PE_CORE),
-    "rope_i_vit_b16_pn_aps_c1": dict(patch_size=16, **_BASE, **_PE_CORE),
-    "rope_i_vit_l14_pn_aps_c1": dict(patch_size=14, **_LARGE, **_PE_CORE),
-    "rope_i_vit_reg1_t16_pn_npn_avg_c1": dict(patch_size=16, **_TINY, **_PE_SPATIAL),
-    "rope_i_vit_reg1_s16_pn_npn_avg_c1": dict(patch_size=16, **_SMALL, **_PE_SPATIAL),
-    "rope_i_vit_reg1_b16_pn_npn_avg_c1": dict(patch_size=16, **_BASE, **_PE_SPATIAL),
-    "rope_i_vit_l14_nf_swiglu_c1": dict(
-        patch_size=14,
-        **{**_LARGE, "mlp_dim": 2730},
-        mlp_layer="NormSwiGLU",
-        attn_norm=True,
-        **_EVA02_ROPE,
-        default_pt_grid_size=(16, 16),
-    ),
+    "rope_deit3_m16": _P16 | _DEIT3_M,
+    "rope_deit3_m14": _P14 | _DEIT3_M,
+    "rope_deit3_reg4_t16": _P16 | _TINY | _DEIT3 | _REG4,
+    "rope_deit3_reg4_m16": _P16 | _DEIT3_M | _REG4,
+    "rope_deit3_reg4_m14": _P14 | _DEIT3_M | _REG4,
+    "rope_i_vit_s16_pn_aps_c1": _P16 | _SMALL | _PE_CORE,
+    "rope_i_vit_b16_pn_aps_c1": _P16 | _BASE | _PE_CORE,
+    "rope_i_vit_l14_pn_aps_c1": _P14 | _LARGE | _PE_CORE,
+    "rope_i_vit_reg1_t16_pn_npn_avg_c1": _P16 | _TINY | _PE_SPATIAL,
+    "rope_i_vit_reg1_s16_pn_npn_avg_c1": _P16 | _SMALL | _PE_SPATIAL,
+    "rope_i_vit_reg1_b16_pn_npn_avg_c1": _P16 | _BASE | _PE_SPATIAL,
+    "rope_i_vit_l14_nf_swiglu_c1": _P14 | _LARGE | _NF | _EVA02_ROPE,
 }
 
 
@@ -120,7 +99,6 @@ _DINOV3 = dict(
 )
 _QKVB = dict(qkv_bias="qv")
 _LINGBOT = _DINOV3 | dict(image_size=512, pooling="class_token", default_pt_grid_size=(32, 32))
-_SWIGLU = dict(mlp_layer="SwiGLU")
 _HUGE = dict(hidden_dim=1280, num_layers=32, num_heads=20, mlp_dim=5120)
 _7B = dict(hidden_dim=4096, num_layers=40, num_heads=32, mlp_dim=8192)
 _GIANT = dict(hidden_dim=1536, num_layers=40, num_heads=24, mlp_dim=4096)
@@ -159,20 +137,9 @@ _PE_LANG = dict(**_PE_DENSE, layer_scale_init_value=0.1)
 
 
 def _naver(size: dict[str, Any], *, mixed: bool, table: bool) -> dict[str, Any]:
-    return (
-        size
-        | _TIMM
-        | dict(
-            patch_size=16,
-            pos_embed=table,
-            pos_embed_special_tokens=False,
-            layer_scale_init_value=1e-5,
-            rope_rotation="interleaved",
-            rope_indexing="xy",
-            rope_temperature=10.0 if mixed else 100.0,
-            rope_learned=mixed,
-        )
-    )
+    rope = dict(rope_rotation="interleaved", rope_indexing="xy", rope_learned=mixed)
+    rope |= dict(rope_temperature=10.0 if mixed else 100.0)
+    return size | _TIMM | _P16 | _DEIT3 | rope | dict(pos_embed=table)
 
 
 _SBB = dict(

@@ -2,12 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-
-from tqdm import tqdm
 
 from ..errors import InputError
-from ..utils.image_files import READERS, image_size
+from ..utils.image_files import for_each_file, image_size
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -44,9 +41,7 @@ def check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
         except InputError as error:
             return InputError(f"{path}: {error}")
 
-    with ThreadPoolExecutor(READERS) as pool:
-        bar = tqdm(pool.map(size, paths), "checking images", len(paths), unit="image", disable=None)
-        sizes = list(bar)
+    sizes = list(for_each_file(size, paths, "Looking at the images"))
     errors = [each for each in sizes if isinstance(each, InputError)]
     if errors:
         more = f" ({len(errors)} of {len(paths)} images cannot be read)" if errors[1:] else ""

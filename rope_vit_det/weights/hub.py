@@ -89,11 +89,8 @@ def cache_folder(name: str) -> Path:
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_hub(weights: PublishedWeights, by_hand: Path, where: tuple[str, str, str]) -> Path:

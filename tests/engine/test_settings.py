@@ -145,7 +145,7 @@ def test_a_wrong_value_is_named_with_the_allowed_ones(refusal, setting, line):
 def test_an_output_folder_that_cannot_be(refusal, tmp_path, blocked):
     (tmp_path / "file").write_text("")
     line = refusal("OUTPUT_DIR", str(tmp_path / blocked))
-    assert line.startswith(f"OUTPUT_DIR '{tmp_path / blocked}' cannot be written")
+    assert line.startswith(f"OUTPUT_DIR: {tmp_path / blocked} cannot be written")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from rope_vit_det import add_rope_vit_config
 from rope_vit_det.errors import InputError, RunError
 from rope_vit_det.export import export_model as main
 from rope_vit_det.export.checks import check_images, compare_detections, compare_features
-from rope_vit_det.export.sizes import size_multiple
+from rope_vit_det.export.pyramid import size_multiple
 from rope_vit_det.export.traced_detector import find_instances
 from rope_vit_det.models import VARIANTS
 

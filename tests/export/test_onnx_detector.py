@@ -13,8 +13,7 @@ from rope_vit_det.errors import InputError
 from rope_vit_det.export.checks import ONNX_LIMITS, compare_detections
 from rope_vit_det.export.onnx_detector import OnnxDetector
 from rope_vit_det.export.onnx_file import export_onnx, load_onnx
-from rope_vit_det.export.padding import with_padding
-from rope_vit_det.export.sizes import dynamic_sides
+from rope_vit_det.export.pyramid import dynamic_sides, with_padding
 from rope_vit_det.export.traced_detector import find_instances, pad
 
 AGNOSTIC = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True")

@@ -28,30 +28,13 @@ _OUTLINES = {
 CATEGORIES = tuple(_OUTLINES)
 
 
-def _rings(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sin(np.hypot(x, y) * 11)
-
-
-def _planks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sin(x * 9)
-
-
-def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sin(x * 8) * np.sin(y * 8) * 2
-
-
-def _spots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.cos(x * 10) + np.cos(y * 10) - 0.6
-
-
+# How bright an object is at (x, y), in unit size.
 _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": _rings,
-    "crate": _planks,
-    "tile": _checks,
-    "star": _spots,
+    "disc": lambda x, y: np.sin(np.hypot(x, y) * 11),  # rings
+    "crate": lambda x, y: np.sin(x * 9),  # planks
+    "tile": lambda x, y: np.sin(x * 8) * np.sin(y * 8) * 2,  # checks
+    "star": lambda x, y: np.cos(x * 10) + np.cos(y * 10) - 0.6,  # spots
 }
-
-
 # Degrees. A category's colours scatter so far around it that neighbours overlap.
 _HUES = {"disc": 20, "crate": 110, "tile": 200, "star": 290}
 _HUE_SPREAD = 18

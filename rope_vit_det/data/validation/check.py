@@ -1,7 +1,6 @@
 """Looking at a dataset before a run depends on it."""
 
 import difflib
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from detectron2.data.catalog import Metadata
 from ...errors import InputError
 from ...utils.image_files import any_number_of_pixels
 from ..classes import num_classes
-from ..coco_file import COCO_KEYPOINTS, read_coco
+from ..coco_file import read_coco
 from ..demo.dataset import is_demo_dataset
 from ..own import own_datasets
 from .dicts import inspect_dicts
@@ -35,12 +34,6 @@ _PATHS = (
     "panoptic_json",
     "sem_seg_root",
 )
-# What Detectron2 imports to read a dataset, by its evaluator_type.
-_PACKAGES = {
-    "lvis": "lvis",
-    "cityscapes_instance": "cityscapesscripts",
-    "cityscapes_sem_seg": "cityscapesscripts",
-}
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None:
@@ -112,12 +105,6 @@ def _find(name: str, *, key: str) -> Metadata:
         hint = f"did you mean {close[0]!r}?" if close else "register it in DatasetCatalog first"
         raise InputError(f"{key}: no dataset is registered as {name!r}; {hint}")
     metadata = MetadataCatalog.get(name)
-    package = _PACKAGES.get(metadata.get("evaluator_type", None))
-    if package and importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"{key}: dataset {name!r} cannot be read without the package {package}; "
-            f"pip install {package}"
-        )
     for attribute in _PATHS:
         path = metadata.get(attribute, None)
         # Paths of other schemes (s3://, ...) are PathManager's to find.
@@ -140,7 +127,7 @@ def _check_coco(
         path,
         metadata.image_root,
         mask_format=_mask_format(cfg, is_test),
-        num_keypoints=_num_keypoints(cfg, scored=is_test),
+        num_keypoints=_num_keypoints(cfg),
         max_aspect=_max_aspect(cfg, is_test),
         is_test=is_test,
     )
@@ -179,7 +166,7 @@ def _check_dicts(
         name,
         classes if has_objects else None,
         mask_format=_mask_format(cfg, is_test),
-        num_keypoints=_num_keypoints(cfg, scored=for_coco),
+        num_keypoints=_num_keypoints(cfg),
         max_aspect=_max_aspect(cfg, is_test),
         is_test=is_test,
         for_coco=for_coco,
@@ -207,23 +194,11 @@ def _mask_format(cfg: CfgNode, is_test: bool) -> str | None:
     return None
 
 
-def _num_keypoints(cfg: CfgNode, *, scored: bool) -> int | None:
-    """How many keypoints an object must have for the model to learn them; None: it has none.
-
-    Args:
-        scored: by COCO's rules.
-    """
-    if not (cfg.MODEL.KEYPOINT_ON and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"):
-        return None
-    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
-    if scored and count != sigmas:
-        raise InputError(
-            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values (where it is empty, COCO's), "
-            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}; set one each, such as "
-            f"TEST.KEYPOINT_OKS_SIGMAS {str([0.05] * count).replace(' ', '')}"
-        )
-    return count
+def _num_keypoints(cfg: CfgNode) -> int | None:
+    """How many keypoints an object must have for the model to learn them; None: it has none."""
+    if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        return cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    return None
 
 
 def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:

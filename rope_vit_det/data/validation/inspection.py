@@ -9,8 +9,8 @@ from typing import Any
 from ...errors import InputError
 from ...utils.arguments import is_id, is_number, is_positive
 from ...utils.image_files import for_each_file, image_size
+from ..coco_file import is_polygon
 from .faults import UNUSED, Fault, Inspection
-from .mask_faults import inspect_mask
 
 # Pixels by which annotation tools round a box beyond the image.
 _TOLERANCE = 1.0
@@ -235,7 +235,7 @@ def _inspect_annotation(
     if entry.get("iscrowd", 0) not in (0, 1):
         yield Fault("malformed", where, f"iscrowd {entry['iscrowd']!r} is not 0 or 1")
     yield from _inspect_box(entry, image, where)
-    yield from inspect_mask(entry, image, where, mask_format)
+    yield from _inspect_mask(entry, image, where, mask_format)
     points = entry.get("keypoints") or []
     if not isinstance(points, list) or len(points) % 3 or not all(map(is_number, points)):
         yield Fault("malformed", where, "keypoints are not a list of x, y, visibility")
@@ -262,3 +262,87 @@ def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:
         yield Fault("outside", where, f"bbox {box} in {right}x{bottom}")
     elif min(x, y, right - x - width, bottom - y - height) < -_TOLERANCE:
         yield Fault("partly outside", where, f"bbox {box} in {right}x{bottom}")
+
+
+# Characters of a compressed count that fit into pycocotools' 32 bits.
+_LONGEST_COUNT = 7
+
+
+def _inspect_mask(
+    annotation: dict, image: dict, where: str, mask_format: str | None
+) -> Iterator[Fault]:
+    """The faults of an annotation's "segmentation".
+
+    Args:
+        image: its entry, with "width" and "height".
+        where: names the annotation.
+        mask_format: INPUT.MASK_FORMAT where masks are learned.
+    """
+    mask, crowd = annotation.get("segmentation"), annotation.get("iscrowd")
+    if not mask:
+        if mask_format and not crowd:
+            yield Fault("no mask", where)
+    elif isinstance(mask, dict):
+        problem = _rle_problem(mask, image)
+        if problem:
+            yield Fault("malformed", where, problem)
+        elif mask_format == "polygon" and not crowd:
+            yield Fault("RLE mask", where)
+    elif not isinstance(mask, list) or not all(isinstance(part, list) for part in mask):
+        yield Fault("malformed", where, "segmentation is neither polygons nor RLE")
+    elif not all(is_number(value) for part in mask for value in part):
+        yield Fault("malformed", where, "a polygon has values that are no numbers")
+    elif any(_is_far(part, image) for part in mask):
+        yield Fault("malformed", where, "a polygon lies far outside the image")
+    else:
+        good = [is_polygon(part) for part in mask]
+        if not any(good):
+            yield Fault("bad polygon", where)
+        elif not all(good):
+            yield Fault("bad part", where, f"number {good.index(False) + 1} of {len(good)}")
+
+
+def _is_far(polygon: list[float], image: dict) -> bool:
+    """Whether it reaches more than the image's size beyond it: rasterizing takes memory by that."""
+    return any(
+        not -side <= value <= 2 * side
+        for values, side in ((polygon[::2], image["width"]), (polygon[1::2], image["height"]))
+        for value in values
+    )
+
+
+def _rle_problem(mask: dict, image: dict) -> str | None:
+    if not {"counts", "size"} <= mask.keys():
+        return "RLE without 'counts' and 'size'"
+    if mask["size"] != [image["height"], image["width"]]:
+        return f"RLE of size {mask['size']}"
+    counts = mask["counts"]
+    try:
+        counts = _decompressed(counts) if isinstance(counts, str) else counts
+    except (ValueError, IndexError):
+        return "RLE whose counts are damaged"
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return "RLE whose counts are not whole numbers of 0 or more"
+    pixels = image["height"] * image["width"]
+    if sum(counts) != pixels:
+        return f"RLE of {sum(counts)} pixels, in an image of {pixels}"
+    return None
+
+
+def _decompressed(text: str) -> list[int]:
+    """Run lengths from COCO's string: 5 bits a character, then differences to the last but one."""
+    counts: list[int] = []
+    start = 0
+    while start < len(text):
+        end = start
+        while (ord(text[end]) - 48) & 32:
+            end += 1
+        digits = [ord(letter) - 48 for letter in text[start : end + 1]]
+        if len(digits) > _LONGEST_COUNT or not all(0 <= digit < 64 for digit in digits):
+            raise ValueError(text[start : end + 1])
+        count = sum((digit & 31) << 5 * i for i, digit in enumerate(digits))
+        if digits[-1] & 16:
+            count -= 1 << 5 * len(digits)
+        counts.append(count + (counts[-2] if len(counts) > 2 else 0))
+        start = end + 1
+    return counts
