@@ -18,7 +18,6 @@ from .engine.trainer import Trainer
 from .evaluation.plots import plot_curves
 from .prediction import Predictor
 from .report import write_report
-from .utils.device import bf16_is_faster_on_cpu
 from .visualization.predictions import draw_predictions
 
 NUM_PICTURES = 6
@@ -39,9 +38,6 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     options = {"num_gpus": 1, "num_machines": 1, "eval_only": False, "resume": False}
     args = Namespace(config_file=config_file, opts=list(opts), **options)
     cfg = load_config(args)
-    if cfg.MODEL.DEVICE == "cpu" and "SOLVER.AMP.ENABLED" not in opts:
-        args.opts += ["SOLVER.AMP.ENABLED", str(bf16_is_faster_on_cpu())]
-        cfg = load_config(args)
     check_settings(cfg)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")

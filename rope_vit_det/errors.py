@@ -1,6 +1,7 @@
 """What ends a program with one clear line instead of a traceback, and the exit statuses."""
 
 import difflib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -66,6 +67,18 @@ def input_errors_as_one_line() -> Iterator[None]:
         kind = "stopped" if isinstance(error, StoppedError) else "error"
         print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(error.status)
+
+
+def check_packages(*names: str, extra: str) -> None:
+    """
+    Raises:
+        InputError: one is missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"this needs {', '.join(missing)}: pip install 'rope-vit-det[{extra}]', or these alone"
+        )
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

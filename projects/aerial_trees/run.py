@@ -12,11 +12,11 @@ from tabulate import tabulate
 from projects.aerial_trees.photographs import prepare_photographs
 from rope_vit_det.data.own import TRAIN, register_own_data
 from rope_vit_det.data.tiles import slice_datasets
-from rope_vit_det.engine import Trainer
 from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.main import evaluate
 from rope_vit_det.engine.main import run as train
 from rope_vit_det.engine.setup import load_config
+from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.ground_truth import score_ground_truth
 from rope_vit_det.visualization.worst_images import run as draw

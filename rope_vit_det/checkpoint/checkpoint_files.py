@@ -33,11 +33,8 @@ def write_checkpoint(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
     folder = Path(path).parent
     for left in folder.glob(".model_*.tmp"):
         left.unlink(missing_ok=True)
-    try:
-        with new_file(path, force=True) as temporary, open(temporary, "wb") as file:
-            _save(data, file)
-    except InputError as error:
-        raise cannot_write(folder, str(error)) from None
+    with _replaced(path) as temporary, open(temporary, "wb") as file:
+        _save(data, file)
 
 
 def tag_checkpoint(folder: str | os.PathLike, name: str) -> None:
@@ -46,11 +43,17 @@ def tag_checkpoint(folder: str | os.PathLike, name: str) -> None:
     Raises:
         DiskFullError: this cannot be written.
     """
+    with _replaced(Path(folder, LAST)) as temporary:
+        temporary.write_text(name)
+
+
+@contextlib.contextmanager
+def _replaced(path: str | os.PathLike) -> Iterator[Path]:
     try:
-        with new_file(Path(folder, LAST), force=True) as temporary:
-            temporary.write_text(name)
+        with new_file(path, force=True) as temporary:
+            yield temporary
     except InputError as error:
-        raise cannot_write(folder, str(error)) from None
+        raise cannot_write(Path(path).parent, str(error)) from None
 
 
 def cannot_write(folder: str | os.PathLike, reason: str) -> DiskFullError:

@@ -13,6 +13,7 @@ from ..utils.arguments import is_number, is_share, is_whole_number
 logger = logging.getLogger(__name__)
 
 PYRAMID_STRIDE = 16
+MIN_SLICE = 32  # pixels of a side
 # Of SOLVER.BASE_LR, under AdamW and its like; a ResNet's under SGD are higher.
 MAX_USUAL_LR = 1e-3
 AMP_DTYPES = ("bfloat16", "float16")
@@ -292,7 +293,7 @@ def check_input_config(cfg: CfgNode) -> None:
     """
     lsj = cfg.INPUT.LSJ
     slices = cfg.TEST.SLICE
-    check_key(cfg, "TEST.SLICE.SIZE", is_whole_number(slices.SIZE, 1), "a side in pixels")
+    check_key(cfg, "TEST.SLICE.SIZE", is_whole_number(slices.SIZE, MIN_SLICE), "32 pixels or more")
     check_key(cfg, "TEST.SLICE.OVERLAP", is_share(slices.OVERLAP), "0 to below 1")
     size_ok = is_whole_number(lsj.IMAGE_SIZE, 1)
     check_key(cfg, "INPUT.LSJ.IMAGE_SIZE", size_ok, "a side in pixels, 1 or more")

@@ -66,17 +66,19 @@ def use_rope_vit(
         InputError: the config has no feature pyramid; the weights cannot be had.
     """
     # What can fail comes first, so that a config is changed wholly or not at all.
-    settings = {"MODEL.BACKBONE.NAME": _backbone_name(cfg), "MODEL.BACKBONE.FREEZE_AT": 0}
+    name = cfg.MODEL.BACKBONE.NAME
+    name = name if name in BACKBONES else pyramid_for_heads(cfg)
+    settings = {"MODEL.BACKBONE.NAME": name, "MODEL.BACKBONE.FREEZE_AT": 0}
     if network is not None:
         settings["MODEL.ROPE_VIT.NAME"] = network
     if not weights or (weights.endswith((".pth", ".pkl")) and not weights.startswith(PREFIXES)):
         settings["MODEL.WEIGHTS"] = weights or ""
     else:
-        path, name = locate(weights)
+        path, published = locate(weights)
         # Of the tensors, which are read to see whether they fit, in half the memory.
         _, info = read_weights(weights, network=network, dtype=torch.bfloat16)
         settings |= settings_for(info)
-        settings["MODEL.WEIGHTS"] = birder_url(str(path)) if name is None else published_url(name)
+        settings["MODEL.WEIGHTS"] = published_url(published) if published else birder_url(str(path))
     frozen = cfg.is_frozen()
     cfg.defrost()
     add_rope_vit_config(cfg)
@@ -191,8 +193,3 @@ def _agree(key: str, given: Any, wanted: Any, settings: Mapping[str, Any]) -> bo
             given = network.get("default_pt_grid_size") or "count"
         return given == wanted or (given != "count" and list(given) == wanted)
     return given == wanted
-
-
-def _backbone_name(cfg: CfgNode) -> str:
-    name = cfg.MODEL.BACKBONE.NAME
-    return name if name in BACKBONES else pyramid_for_heads(cfg)

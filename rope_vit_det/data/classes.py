@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
+from ..errors import InputError, did_you_mean
+from .demo.dataset import register_where_named
 from .rle_masks import RLEMasks
 
 
@@ -16,6 +19,22 @@ class Classes(TypedDict):
 
     names: list[str]
     ids: list[int]
+
+
+def registered(name: str, key: str) -> Metadata:
+    """What Detectron2's catalogs say of a dataset.
+
+    Args:
+        key: or option that names it, for the message.
+
+    Raises:
+        InputError: there is none.
+    """
+    register_where_named([name])
+    if name not in DatasetCatalog:
+        hint = did_you_mean(name, DatasetCatalog.list()) or "; register it in DatasetCatalog first"
+        raise InputError(f"{key}: no dataset is registered as {name!r}{hint}")
+    return MetadataCatalog.get(name)
 
 
 def dataset_classes(name: str) -> Classes | None:

@@ -120,15 +120,12 @@ def clean_records(records: Iterable[dict], *, with_masks: bool = False) -> list[
     for record in records:
         record = _with_whole_numbers(record)
         if "annotations" in record:
-            objects = [_clean(each, num_values) for each in record["annotations"]]
+            pairs = [(each, _clean(each, num_values)) for each in record["annotations"]]
             record["annotations"] = [
-                each
-                for each in objects
-                if not with_masks or each.get("segmentation", True) is not None
+                done
+                for given, done in pairs
+                if not with_masks or "segmentation" in done or "segmentation" not in given
             ]
-            for each in record["annotations"]:
-                if each.get("segmentation", True) is None:
-                    del each["segmentation"]
         cleaned.append(record)
     return cleaned
 
@@ -216,8 +213,9 @@ def _clean(annotation: Mapping[str, Any], num_values: int) -> dict[str, Any]:
     done = dict(annotation)
     if isinstance(done.get("bbox"), np.ndarray):  # which Detectron2's BoxMode does not take alone
         done["bbox"] = done["bbox"].tolist()
-    if "segmentation" in done:
-        done["segmentation"] = clean_mask(done["segmentation"])
+    mask = clean_mask(done.pop("segmentation", None))
+    if mask is not None:
+        done["segmentation"] = mask
     if num_values:
         done["keypoints"] = _keypoints(done) or [0] * num_values
     return done

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import ParseError, parse
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, check_packages
 from ..utils.image_files import ORIENTATION, SIDEWAYS, for_each_file
 
 _KEYPOINTS = re.compile(r"^\s*kpt_shape\s*:", re.MULTILINE)  # in YOLO's data.yaml
@@ -41,12 +41,9 @@ def convert_to_coco(
         InputError: supervision is missing, a path is, or the annotations are not of the format, or
             for an image of another size than the one that is read.
     """
-    try:
-        import supervision
-    except ImportError:
-        raise InputError(
-            "the package supervision is missing, which converts; pip install supervision"
-        ) from None
+    check_packages("supervision", extra="convert")
+    import supervision
+
     datasets = [_read(images, annotations, names) for _, images, annotations in splits]
     if names is None:
         # Each folder would number the classes as they come.

@@ -1,7 +1,7 @@
 """A user's own data in COCO's format: from paths to registered datasets and a config that fits."""
 
+import os
 from collections.abc import Collection
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -54,15 +54,12 @@ def use_own_data(cfg: CfgNode, *, eval_only: bool = False, options: Collection[s
     for name, (json_file, images) in needed.items():
         split = name.removeprefix("own_").upper()
         keys = (f"{split}_JSON", f"{split}_IMAGES")
-        for path, key, find in zip(
-            (json_file, images), keys, (Path.is_file, Path.is_dir), strict=True
-        ):
-            given = not set(options).isdisjoint(keys)
+        given = not set(options).isdisjoint(keys)
+        for key, path, kind in zip(keys, (json_file, images), ("file", "folder"), strict=True):
             place = f"--{key.lower().replace('_', '-')}" if given else f"DATASETS.OWN.{key}"
             if not path:
                 raise InputError(f"{place} is missing beside its other half")
-            if not find(Path(path)):
-                kind = "file" if find is Path.is_file else "folder"
+            if not (os.path.isfile if kind == "file" else os.path.isdir)(path):
                 raise InputError(f"{place} {path}: no such {kind}")
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture in _NO_INSTANCES:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import shapely
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from ..utils.arguments import is_share, is_whole_number
 from ..utils.atomic_files import new_file
 from ..utils.image_files import any_number_of_pixels, read_rgb
 from ..weights.hub import sha256_of
+from .classes import registered
 from .coco_file import is_polygon, read_coco
 from .rle_masks import as_rle, box_of, decode_part, encode_part
 from .validation.inspection import inspect_coco
@@ -144,9 +144,7 @@ class _Source:
     """A dataset to cut."""
 
     def __init__(self, name: str) -> None:
-        if name not in DatasetCatalog.list():
-            raise InputError(f"no dataset is registered as {name!r}")
-        metadata = MetadataCatalog.get(name)
+        metadata = registered(name, "--dataset")
         json_file = metadata.get("json_file", None)
         if not json_file or not metadata.get("image_root", None):
             raise InputError(

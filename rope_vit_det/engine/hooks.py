@@ -230,9 +230,12 @@ class EMA(HookBase):
         Args:
             model: the trained one, under :class:`DistributedDataParallel` or not.
             decay: weight of the old average in the new one.
+
+        Attributes:
+            trained_model: the model whose weights are averaged.
         """
-        self._trained = model.module if isinstance(model, DistributedDataParallel) else model
-        self._average = AveragedModel(self._trained, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.trained_model = model.module if isinstance(model, DistributedDataParallel) else model
+        self._average = AveragedModel(self.trained_model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self._average.eval().requires_grad_(False)
         # At 0 the first update would copy the weights after the first step.
         self._average.n_averaged.fill_(1)
@@ -242,13 +245,8 @@ class EMA(HookBase):
         """The averaged model, for evaluation."""
         return self._average.module
 
-    @property
-    def trained_model(self) -> nn.Module:
-        """The model whose weights are averaged."""
-        return self._trained
-
     def after_step(self) -> None:
-        self._average.update_parameters(self._trained)
+        self._average.update_parameters(self.trained_model)
 
 
 class PeakMemory(HookBase):

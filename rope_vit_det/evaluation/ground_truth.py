@@ -3,10 +3,7 @@
 What an evaluator cannot digest, or cannot find, would cost a training at its first evaluation.
 """
 
-import contextlib
-import io
 import json
-import logging
 import os
 import traceback
 from collections import Counter
@@ -65,7 +62,7 @@ def score_ground_truth(
     detections_per_image: int,
     fields: Collection[str] | None = None,
 ) -> GroundTruthScore:
-    """Puts the ground truth through an evaluator, as predictions; nothing is printed or logged.
+    """Puts the ground truth through an evaluator, as predictions.
 
     Crowds give no prediction, objects without labelled keypoints none of keypoints.
 
@@ -78,18 +75,18 @@ def score_ground_truth(
     Raises:
         InputError: the evaluator fails on it, or finds nothing.
     """
-    with _silence():
-        try:
+    try:
+        with np.errstate(all="ignore"):
             return _score(dataset_name, evaluator, detections_per_image, fields)
-        except InputError:
-            raise
-        except Exception as error:  # of whoever wrote the dataset or the evaluator
-            code = traceback.extract_tb(error.__traceback__)[-1].line
-            reason = " ".join(str(error).split()) or code
-            raise InputError(
-                f"dataset {dataset_name!r}: its evaluator fails on its ground truth: "
-                f"{type(error).__name__}: {reason}"
-            ) from error
+    except InputError:
+        raise
+    except Exception as error:  # of whoever wrote the dataset or the evaluator
+        code = traceback.extract_tb(error.__traceback__)[-1].line
+        reason = " ".join(str(error).split()) or code
+        raise InputError(
+            f"dataset {dataset_name!r}: its evaluator fails on its ground truth: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 def _score(
@@ -446,15 +443,3 @@ def _limit_note(what: str, limit: int, counts: Counter, low: dict[str, float]) -
             f"{sum(beyond)} objects on {len(beyond)} images are more than {what} {limit}; what can "
             f"be reached is {_describe(low)}"
         )
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """What evaluators log, print and warn of is about no model."""
-    before = logging.root.manager.disable
-    logging.disable()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
-            yield
-    finally:
-        logging.disable(before)

@@ -4,11 +4,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
+from ..data.classes import registered
 from ..data.coco_file import complete_coco, read_coco, read_json
-from ..data.demo.dataset import register_where_named
 from ..errors import InputError
 from .fast import as_api
 
@@ -31,10 +30,7 @@ def registered_files(name: str) -> tuple[str, str]:
     Raises:
         InputError: there is none, or it is not one in COCO's format.
     """
-    register_where_named([name])
-    if name not in DatasetCatalog.list():
-        raise InputError(f"no dataset is registered as {name!r}; or name its JSON and images")
-    metadata = MetadataCatalog.get(name)
+    metadata = registered(name, "--dataset")
     if metadata.get("evaluator_type", None) != "coco" or not metadata.get("json_file", None):
         raise InputError(f"dataset {name!r} is no file in COCO's format")
     return metadata.json_file, metadata.image_root

@@ -17,11 +17,11 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..config.keys import MIN_SLICE
 from ..data.rle_masks import RLEMasks, as_rle, box_of, encode_part
 from ..data.tiles import windows
 from ..errors import InputError
 
-_MIN_SIDE = 32
 _MATCH = 0.5  # of the smaller one's area: from there on, two of a class are one
 _BORDER = 0.01  # of a slice's side: what comes so close to its border may be cut by it
 _REDUCED = -1  # the number of a look at less pixels than there are: it is less exact
@@ -29,29 +29,23 @@ _WHOLE = 1333  # pixels of the longer side of an image that is looked at whole
 _NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab", "ProposalNetwork")
 
 
-def check_slicing(side: int, key: str = "--slice") -> None:
+def check_slicing(side: int) -> None:
     """Finds out before the work whether images can be sliced.
-
-    Args:
-        key: of the side, for the message.
 
     Raises:
         InputError: the slices would be too small.
     """
-    if side < _MIN_SIDE:
-        raise InputError(f"{key} takes the side of a slice, {_MIN_SIDE} pixels or more")
+    if side < MIN_SLICE:
+        raise InputError(f"--slice takes the side of a slice, {MIN_SLICE} pixels or more")
 
 
 def check_slice_config(cfg: CfgNode) -> None:
-    """Checks the keys under TEST.SLICE, where it is enabled.
+    """Checks that what is found in slices can be merged, where TEST.SLICE is enabled.
 
     Raises:
-        InputError: see :func:`check_slicing`; or what the model finds cannot be merged.
+        InputError: what the model finds cannot be merged.
     """
-    if not cfg.TEST.SLICE.ENABLED:
-        return
-    check_slicing(cfg.TEST.SLICE.SIZE, "TEST.SLICE.SIZE")
-    if cfg.MODEL.META_ARCHITECTURE in _NO_INSTANCES:
+    if cfg.TEST.SLICE.ENABLED and cfg.MODEL.META_ARCHITECTURE in _NO_INSTANCES:
         raise InputError(
             "TEST.SLICE.ENABLED merges instances, which MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} does not, or not only, find; set it False"

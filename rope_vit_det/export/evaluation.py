@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..config.keys import with_settings
-from ..engine import Trainer
+from ..engine.trainer import Trainer
 from ..errors import RunError
 from .traced_detector import pad, to_instances
 

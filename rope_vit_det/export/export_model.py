@@ -17,7 +17,7 @@ from ..config.run_config import find_config_file, read_run_config
 from ..data.classes import Classes
 from ..data.own import TRAIN, register_own_data, use_own_data
 from ..engine.setup import check_config
-from ..errors import InputError
+from ..errors import InputError, check_packages
 from ..layers.lora import merge_adapters
 from ..models import RoPEViT
 from ..prediction.load_detector import load_detector, read_detector_config
@@ -34,7 +34,6 @@ from .onnx_file import export_onnx, load_onnx
 from .openvino_file import (
     calibration_images,
     check_dataset,
-    check_packages,
     inference_precisions,
     load_openvino,
     save_openvino,
@@ -120,7 +119,7 @@ def run(
         check_new_file(output, force=force)
     is_reduced = fp16 or int8 is not None
     if suffix == ".xml":
-        check_packages()
+        check_packages("openvino", "nncf", extra="openvino")
         check_new_file(Path(output).with_suffix(".bin"), force=force)
     elif is_reduced:
         raise InputError(f"{output}: --fp16 and --int8 are for .xml")

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, RunError
+from ..errors import RunError, check_packages
 from .onnx_detector import FIND_KEYPOINTS, NMS
 from .onnx_text import CHECK, CUT, DOMAIN, FUNCTIONS, KEEP
 from .pyramid import REFUSAL
 
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _OPSET = 20
 _LONGEST = 300  # characters of an exporter's error
 _ALL = 2**62
@@ -41,11 +40,7 @@ def export_onnx(
         InputError: a package is missing.
         RunError: the exporter fails.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"ONNX needs {', '.join(missing)}: pip install 'rope-vit-det[export]', or these alone"
-        )
+    check_packages("onnx", "onnxscript", "onnxruntime", extra="export")
     import onnx
 
     try:

@@ -1,6 +1,5 @@
 """Models in OpenVINO's format, made of ONNX, and run by OpenVINO."""
 
-import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -9,29 +8,15 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MapDataset, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, MapDataset, get_detection_dataset_dicts
 from torch import Tensor
 
 from ..config.keys import with_settings
-from ..data.demo.dataset import register_where_named
+from ..data.classes import registered
 from ..data.readable import ReadableMapper
 from ..engine.setup import check_config
-from ..errors import InputError
 
-_PACKAGES = ("openvino", "nncf")
 CALIBRATION_IMAGES = 100
-
-
-def check_packages() -> None:
-    """
-    Raises:
-        InputError: one is missing.
-    """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f".xml needs {', '.join(missing)}: pip install 'rope-vit-det[openvino]', or these alone"
-        )
 
 
 def check_dataset(cfg: CfgNode, name: str) -> None:
@@ -39,10 +24,7 @@ def check_dataset(cfg: CfgNode, name: str) -> None:
     Raises:
         InputError: no dataset has this name, or it lacks files.
     """
-    register_where_named([name])
-    if name not in DatasetCatalog:
-        known = ", ".join(DatasetCatalog.list())
-        raise InputError(f"--int8 {name}: no such dataset is registered; there are {known}")
+    registered(name, "--int8")
     check_config(with_settings(cfg, {"DATASETS.TEST": (name,)}), eval_only=True)
 
 

@@ -19,6 +19,7 @@ from jinja2 import Template
 from PIL import Image
 from pycocotools.coco import COCO
 
+from ..config.keys import with_settings
 from ..config.run_config import read_run_config
 from ..data.own import register_own_data
 from ..engine.run_folder import RECORD_FILE
@@ -92,7 +93,7 @@ def _run_facts(
     solver, net = cfg.SOLVER, cfg.MODEL.ROPE_VIT
     window = f"windows of {net.WINDOW_SIZE}" if net.WINDOW_SIZE else "global attention"
     # The last evaluation is logged one iteration behind the training.
-    done = min(_last(rows, "iteration", -1) + 1, solver.MAX_ITER)
+    done = min(max((row["iteration"] for row in rows), default=-1) + 1, solver.MAX_ITER)
     return [
         ("Detector", f"{cfg.MODEL.META_ARCHITECTURE} on {net.NAME}, {window}"),
         ("Began with", cfg.MODEL.WEIGHTS or "random weights"),
@@ -141,9 +142,7 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
 def _evaluations(cfg: CfgNode, folder: Path) -> dict[str, dict[str, Any]]:
     """What the template shows of the results of each dataset; nothing where there are none."""
     register_own_data(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)  # the folder may have been moved
+    cfg = with_settings(cfg, {"OUTPUT_DIR": str(folder)})  # the folder may have been moved
     return {name: _evaluation(name, Path(results_folder(cfg, name))) for name in cfg.DATASETS.TEST}
 
 
@@ -203,10 +202,6 @@ def _pictures(
         Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY)
         pictures.append((each.image["file_name"], base64.b64encode(file.getvalue()).decode()))
     return pictures
-
-
-def _last(rows: Sequence[Mapping[str, float]], key: str, default: float) -> float:
-    return next((row[key] for row in reversed(rows) if key in row), default)
 
 
 def _last_line(path: Path) -> dict[str, Any]:

@@ -59,8 +59,9 @@ def read_weights_file(
     info = info_from_fields(path, fields, state, network=network or name or "", tag=tag)
     problem = misfit(state, info)
     if problem:
+        height, width = info.image_size
         raise InputError(
-            f"{path} has not the tensors of {info.network} at {_pixels(info.image_size)}: "
+            f"{path} has not the tensors of {info.network} at {height}x{width} px: "
             f"{problem}; give network={_candidates(state, fields)}"
         )
     return state, info
@@ -140,14 +141,17 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
         state = dict(tensors)
         fields: dict[str, Any] = dict(metadata)
         for key in ("signature", "class_to_idx", "rgb_stats", "config"):
-            if fields.get(key):
-                fields[key] = _parse(path, key, fields[key])
+            try:
+                fields |= {key: json.loads(fields[key])} if fields.get(key) else {}
+            except json.JSONDecodeError:
+                raise InputError(f"{path}: its metadata {key!r} is not JSON") from None
     else:
         content = load_torch_file(path)
         if not _has_state(content):
             raise InputError(
                 f"{path} is no weights file of birder's: it has no 'state'"
-                + ("; it looks like a Detectron2 checkpoint" if _is_detectron2(content) else "")
+                + "; it looks like a Detectron2 checkpoint"
+                * (isinstance(content, Mapping) and "model" in content)
             )
         fields = dict(content)
         state = fields.pop("state")
@@ -275,23 +279,8 @@ def _has_state(content: Any) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("state"), Mapping)
 
 
-def _is_detectron2(content: Any) -> bool:
-    return isinstance(content, Mapping) and "model" in content
-
-
-def _parse(path: Path, key: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise InputError(f"{path}: its metadata {key!r} is not JSON") from None
-
-
 def _own(tensor: Tensor) -> Tensor:
     """A tensor whose storage is its own: torch.save writes all of a storage that is shared."""
     tensor = tensor.detach().cpu().contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]} px"

@@ -17,8 +17,9 @@ from detectron2.utils.events import EventStorage
 from stand_in import cut_down, cut_down_lazy
 
 from rope_vit_det.data.large_scale_jitter import build_train_mapper
-from rope_vit_det.engine import Trainer, lazy
+from rope_vit_det.engine import lazy
 from rope_vit_det.engine.setup import load_config
+from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.solver.optimizers import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"

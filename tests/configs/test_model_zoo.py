@@ -12,8 +12,8 @@ from stand_in import cut_down
 
 from rope_vit_det import use_rope_vit
 from rope_vit_det.config.run_config import ZOO
-from rope_vit_det.engine import Trainer
 from rope_vit_det.engine.setup import check_settings, load_config
+from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -13,8 +13,9 @@ from detectron2.utils.events import EventStorage
 from stand_in import cut_down, cut_down_lazy
 
 from rope_vit_det.config.keys import check_input_config, check_solver_config
-from rope_vit_det.engine import Trainer, lazy
+from rope_vit_det.engine import lazy
 from rope_vit_det.engine.setup import load_config
+from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.models import VARIANTS
 from rope_vit_det.weights import resolve
 

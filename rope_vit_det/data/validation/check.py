@@ -1,22 +1,21 @@
 """Looking at a dataset before a run depends on it."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
 
 from ...errors import InputError
 from ...utils.image_files import any_number_of_pixels
-from ..classes import num_classes
+from ..classes import num_classes, registered
 from ..coco_file import read_coco
 from ..demo.dataset import is_demo_dataset
 from ..own import own_datasets
 from .dicts import inspect_dicts
-from .faults import Inspection
+from .faults import Inspection, Use
 from .inspection import inspect_coco
 
 # Whose evaluators take a detector's classes for their dataset's; a user's own may map them.
@@ -100,11 +99,7 @@ def check_same_classes(names: list[str], owner: str, others: list[str], other: s
 
 
 def _find(name: str, *, key: str) -> Metadata:
-    if name not in DatasetCatalog.list():
-        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "register it in DatasetCatalog first"
-        raise InputError(f"{key}: no dataset is registered as {name!r}; {hint}")
-    metadata = MetadataCatalog.get(name)
+    metadata = registered(name, key)
     for attribute in _PATHS:
         path = metadata.get(attribute, None)
         # Paths of other schemes (s3://, ...) are PathManager's to find.
@@ -122,15 +117,7 @@ def _check_coco(
 ) -> list[str]:
     path = metadata.json_file
     coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
-    inspection = inspect_coco(
-        coco,
-        path,
-        metadata.image_root,
-        mask_format=_mask_format(cfg, is_test),
-        num_keypoints=_num_keypoints(cfg),
-        max_aspect=_max_aspect(cfg, is_test),
-        is_test=is_test,
-    )
+    inspection = inspect_coco(coco, path, metadata.image_root, _use(cfg, is_test))
     _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
     _check_count(cfg, path, len(coco["categories"]))
     return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
@@ -165,10 +152,7 @@ def _check_dicts(
         records,
         name,
         classes if has_objects else None,
-        mask_format=_mask_format(cfg, is_test),
-        num_keypoints=_num_keypoints(cfg),
-        max_aspect=_max_aspect(cfg, is_test),
-        is_test=is_test,
+        _use(cfg, is_test),
         for_coco=for_coco,
         needs_objects=wanted is not None and not is_test,
     )
@@ -187,28 +171,20 @@ def _check_count(cfg: CfgNode, source: str, count: int) -> None:
         )
 
 
-def _mask_format(cfg: CfgNode, is_test: bool) -> str | None:
-    """How masks must be written for the model to learn them, or to be scored; None: it has none."""
-    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
-        return "bitmask" if is_test else cfg.INPUT.MASK_FORMAT
-    return None
-
-
-def _num_keypoints(cfg: CfgNode) -> int | None:
-    """How many keypoints an object must have for the model to learn them; None: it has none."""
-    if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        return cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    return None
-
-
-def _max_aspect(cfg: CfgNode, is_test: bool) -> float | None:
-    """The longer side over the shorter one at which resizing leaves less than half a pixel."""
-    lsj = cfg.INPUT.LSJ
-    if lsj.ENABLED and not is_test:
-        return 2 * lsj.IMAGE_SIZE * lsj.MIN_SCALE
+def _use(cfg: CfgNode, is_test: bool) -> Use:
+    model, size, lsj = cfg.MODEL, cfg.INPUT, cfg.INPUT.LSJ
+    mask_format = num_keypoints = max_aspect = None
+    if model.MASK_ON and model.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
+        mask_format = "bitmask" if is_test else cfg.INPUT.MASK_FORMAT
+    if model.KEYPOINT_ON and model.META_ARCHITECTURE == "GeneralizedRCNN":
+        num_keypoints = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    # At which resizing leaves less than half a pixel.
     kind = "TEST" if is_test else "TRAIN"
-    resizes = cfg.INPUT[f"MIN_SIZE_{kind}"] not in (0, (0,))
-    return 2 * cfg.INPUT[f"MAX_SIZE_{kind}"] if resizes else None
+    if lsj.ENABLED and not is_test:
+        max_aspect = 2 * lsj.IMAGE_SIZE * lsj.MIN_SCALE
+    elif size[f"MIN_SIZE_{kind}"] not in (0, (0,)):
+        max_aspect = 2 * size[f"MAX_SIZE_{kind}"]
+    return Use(mask_format, num_keypoints, max_aspect, is_test)
 
 
 def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:

@@ -11,7 +11,7 @@ from detectron2.structures import BoxMode
 from ...errors import InputError
 from ...utils.arguments import is_id, is_number
 from ...utils.image_files import for_each_file, image_size
-from .faults import Fault, Inspection
+from .faults import ANY_USE, Fault, Inspection, Use
 from .inspection import inspect_annotations, inspect_files, inspect_images, summed_up, where_is
 
 _PLACE = "dict {} of the list"
@@ -22,11 +22,8 @@ def inspect_dicts(
     records: Sequence[Any],
     name: str,
     classes: Sequence[str] | None,
+    use: Use = ANY_USE,
     *,
-    mask_format: str | None = None,
-    num_keypoints: int | None = None,
-    max_aspect: float | None = None,
-    is_test: bool = False,
     for_coco: bool = False,
     needs_objects: bool = False,
 ) -> Inspection:
@@ -39,7 +36,7 @@ def inspect_dicts(
         records: in Detectron2's format; left as they are.
         name: of the dataset.
         classes: its thing_classes; None: any category will do.
-        mask_format, num_keypoints, max_aspect, is_test: see :func:`~.inspection.inspect_coco`.
+        use: of the dataset.
         for_coco: to be evaluated by COCO's rules, which find images by their ids and sizes.
         needs_objects: a detector is to learn from it.
     """
@@ -50,21 +47,20 @@ def inspect_dicts(
     if not for_coco:
         _add_sizes(entries)
     images, faults = inspect_images(entries, _PLACE, "image_id")
-    faults += inspect_files([e for e in images.values() if e["is_file"]], "", max_aspect)
+    faults += inspect_files([e for e in images.values() if e["is_file"]], "", use.max_aspect)
     annotations: list[Any] | None = None
     if any("annotations" in record for record in dicts):
         annotations, count = [], 0
         good = {id(entry) for entry in images.values()}
         for record, entry in zip(records, entries, strict=True):
             if id(entry) in good:
-                found = _annotations(record, entry, count, is_test)
+                found = _annotations(record, entry, count, use.is_test)
                 count += len(found)
                 annotations += [each for each in found if not isinstance(each, Fault)]
                 faults += [each for each in found if isinstance(each, Fault)]
         used = {c for c in (each.get("category_id") for each in annotations) if is_id(c)}
         known = enumerate(classes) if classes is not None else ((c, "") for c in used)
-        learned = (mask_format, num_keypoints)
-        faults += inspect_annotations(annotations, images, dict(known), learned, is_test)
+        faults += inspect_annotations(annotations, images, dict(known), use)
     elif needs_objects:
         faults.append(Fault("no annotations", "'annotations'"))
     source = f"dataset {name!r}"

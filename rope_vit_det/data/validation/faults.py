@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 _EXAMPLES = 3
 
@@ -39,6 +40,25 @@ _OTHERS = {
 UNUSED = frozenset({"unknown image", "zero area", "outside", "bad polygon"})
 # What DATALOADER.SKIP_UNREADABLE passes over.
 _SKIPPABLE = frozenset({"no image", "unreadable image"})
+
+
+class Use(NamedTuple):
+    """What a run does with a dataset, which decides what is a fault of it.
+
+    Attributes:
+        mask_format: INPUT.MASK_FORMAT where masks are learned.
+        num_keypoints: of an object, where keypoints are learned.
+        max_aspect: the longer side over the shorter one from which on nothing is left of an image.
+        is_test: nothing is learned from it.
+    """
+
+    mask_format: str | None = None
+    num_keypoints: int | None = None
+    max_aspect: float | None = None
+    is_test: bool = False
+
+
+ANY_USE = Use()
 
 
 @dataclass(frozen=True)

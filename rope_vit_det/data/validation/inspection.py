@@ -10,21 +10,14 @@ from ...errors import InputError
 from ...utils.arguments import is_id, is_number, is_positive
 from ...utils.image_files import for_each_file, image_size
 from ..coco_file import is_polygon
-from .faults import UNUSED, Fault, Inspection
+from .faults import ANY_USE, UNUSED, Fault, Inspection, Use
 
 # Pixels by which annotation tools round a box beyond the image.
 _TOLERANCE = 1.0
 
 
 def inspect_coco(
-    coco: dict[str, Any],
-    json_file: str,
-    image_root: str | PathLike | None,
-    *,
-    mask_format: str | None = None,
-    num_keypoints: int | None = None,
-    max_aspect: float | None = None,
-    is_test: bool = False,
+    coco: dict[str, Any], json_file: str, image_root: str | PathLike | None, use: Use = ANY_USE
 ) -> Inspection:
     """Looks at every image entry, image file, annotation and category.
 
@@ -34,19 +27,15 @@ def inspect_coco(
         json_file: where it comes from, for the messages.
         image_root: folder of the images; files at an address such as s3:// are not looked at, nor
             is any where it is None.
-        mask_format: INPUT.MASK_FORMAT where masks are learned.
-        num_keypoints: of an object, where keypoints are learned.
-        max_aspect: the longer side over the shorter one from which on nothing is left of an image.
-        is_test: nothing is learned from it.
+        use: of the dataset.
     """
     images, faults = inspect_images(coco["images"])
     categories = _inspect_categories(coco["categories"], faults)
     if image_root is not None and "://" not in str(image_root):
-        faults += inspect_files(list(images.values()), image_root, max_aspect)
+        faults += inspect_files(list(images.values()), image_root, use.max_aspect)
     annotations = coco.get("annotations")
     if annotations is not None:
-        learned = (mask_format, num_keypoints)
-        faults += inspect_annotations(annotations, images, categories, learned, is_test)
+        faults += inspect_annotations(annotations, images, categories, use)
     return summed_up(str(json_file), coco["images"], images, annotations, categories, faults)
 
 
@@ -83,7 +72,7 @@ def inspect_files(
     Args:
         images: with "id", "file_name" and, where they are known, "width" and "height".
         root: the folder that file names start from.
-        max_aspect: see :func:`inspect_coco`.
+        max_aspect: see :class:`Use`.
     """
     root = Path(root)
     # One listing instead of 118,000 questions to a network disk.
@@ -170,11 +159,7 @@ def _inspect_categories(entries: list, faults: list[Fault]) -> dict[int, str]:
 
 
 def inspect_annotations(
-    entries: Sequence[Any],
-    images: dict[int, dict],
-    categories: dict[int, str],
-    learned: tuple[str | None, int | None],
-    is_test: bool,
+    entries: Sequence[Any], images: dict[int, dict], categories: dict[int, str], use: Use
 ) -> Iterator[Fault]:
     """The faults of annotations; see :func:`inspect_coco`.
 
@@ -182,13 +167,12 @@ def inspect_annotations(
         entries: of COCO's format.
         images: good entries, by id.
         categories: names by id.
-        learned: mask_format and num_keypoints.
     """
     seen: set[int] = set()
     used: set[int] = set()
     learnable = 0
     for number, entry in enumerate(entries):
-        faults = list(_inspect_annotation(number, entry, images, categories, *learned))
+        faults = list(_inspect_annotation(number, entry, images, categories, use))
         yield from faults
         if any(fault.kind in ("malformed", "unknown image") for fault in faults):
             continue
@@ -201,19 +185,14 @@ def inspect_annotations(
     if not entries:
         yield Fault("no annotations", "'annotations'")
         return
-    if not learnable and not is_test:
+    if not learnable and not use.is_test:
         yield Fault("nothing to learn", "'annotations'")
     for unused in categories.keys() - used:
         yield Fault("empty category", f"category {unused}", categories[unused])
 
 
 def _inspect_annotation(
-    number: int,
-    entry: Any,
-    images: dict[int, dict],
-    categories: dict[int, str],
-    mask_format: str | None,
-    num_keypoints: int | None,
+    number: int, entry: Any, images: dict[int, dict], categories: dict[int, str], use: Use
 ) -> Iterator[Fault]:
     if not isinstance(entry, dict) or not is_id(entry.get("id")):
         yield Fault("malformed", f"entry {number} of 'annotations'", "without a whole 'id'")
@@ -235,12 +214,12 @@ def _inspect_annotation(
     if entry.get("iscrowd", 0) not in (0, 1):
         yield Fault("malformed", where, f"iscrowd {entry['iscrowd']!r} is not 0 or 1")
     yield from _inspect_box(entry, image, where)
-    yield from _inspect_mask(entry, image, where, mask_format)
+    yield from _inspect_mask(entry, image, where, use.mask_format)
     points = entry.get("keypoints") or []
     if not isinstance(points, list) or len(points) % 3 or not all(map(is_number, points)):
         yield Fault("malformed", where, "keypoints are not a list of x, y, visibility")
-    elif num_keypoints and len(points) not in (0, 3 * num_keypoints):
-        yield Fault("keypoints", where, f"{len(points) // 3}, not {num_keypoints}")
+    elif use.num_keypoints and len(points) not in (0, 3 * use.num_keypoints):
+        yield Fault("keypoints", where, f"{len(points) // 3}, not {use.num_keypoints}")
 
 
 def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:

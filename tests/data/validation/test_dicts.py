@@ -19,6 +19,7 @@ from rope_vit_det.data.demo.shapes import CATEGORIES
 from rope_vit_det.data.loader import build_train_loader
 from rope_vit_det.data.validation.check import check_datasets
 from rope_vit_det.data.validation.dicts import inspect_dicts
+from rope_vit_det.data.validation.faults import Use
 from rope_vit_det.data.validation.inspection import inspect_coco
 from rope_vit_det.errors import InputError
 
@@ -34,7 +35,8 @@ def records(small_demo_dataset):
 
 def _inspect(records, **options):
     before = copy.deepcopy(records)
-    inspection = inspect_dicts(records, "mine", CATEGORIES, mask_format="polygon", **options)
+    use = Use("polygon", **{k: options.pop(k) for k in Use._fields if k in options})
+    inspection = inspect_dicts(records, "mine", CATEGORIES, use, **options)
     assert repr(records) == repr(before)
     return inspection
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from rope_vit_det.data.validation.faults import Use
 from rope_vit_det.data.validation.inspection import inspect_coco
 
 
@@ -17,7 +18,7 @@ def good(small_demo_dataset):
 
 
 def _faults(coco, path, root, **options):
-    return inspect_coco(coco, path, root, **options).faults
+    return inspect_coco(coco, path, root, Use(**options)).faults
 
 
 def test_a_good_dataset_has_none(good):
