@@ -41,10 +41,6 @@ class MicroBatch(NamedTuple):
     losses: dict[str, Tensor]
     failure: str = ""
 
-    def total(self) -> Tensor:
-        """The sum of the losses; NaN without any."""
-        return torch.tensor(torch.nan) if self.failure else total_loss(self.losses)
-
 
 class NotFiniteError(Exception):
     """The loss of this or another process is not finite; the weights are as before the step."""
@@ -124,8 +120,9 @@ class TrainStep(SimpleTrainer):
                 self.grad_scaler.scale(loss).backward()
         self.after_backward()
         self._log(losses, data_times)
-        # Unscales first, where there is a scale; clipping, part of the optimizer's step, comes
-        # after that and after the average over processes.
+        # Where there is a scale. Clipping, part of the optimizer's step, comes after that and after
+        # the average over processes; a fused optimizer would unscale behind the clipping.
+        self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -146,8 +143,13 @@ class TrainStep(SimpleTrainer):
         Raises:
             NotFiniteError: a loss is not finite, or the model gave up, in any process.
         """
-        wrong = [each for each in done if not torch.isfinite(each.total())]
-        means = {} if wrong else _mean([each.losses for each in done])
+        values = _values(done)
+        wrong = [
+            each
+            for each, losses in zip(done, values, strict=True)
+            if each.failure or not np.isfinite(sum(losses.values()))
+        ]
+        means = {} if wrong else {n: float(np.mean([v[n] for v in values])) for n in values[0]}
         names = sorted(means)
         stop = self.stop_request.signal is not None
         crc = zlib.crc32(" ".join(names).encode())
@@ -247,8 +249,8 @@ def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
     return functools.reduce(operator.add, losses.values())
 
 
-def _mean(losses: list[dict[str, Tensor]]) -> dict[str, float]:
-    return {
-        name: torch.stack([each[name].detach() for each in losses]).mean().item()
-        for name in losses[0]
-    }
+def _values(done: list[MicroBatch]) -> list[dict[str, float]]:
+    """The losses of micro-batches, with one wait for the device."""
+    losses = [loss.detach().reshape(()) for each in done for loss in each.losses.values()]
+    values = iter(torch.stack(losses).tolist() if losses else ())
+    return [{name: next(values) for name in each.losses} for each in done]

@@ -137,7 +137,12 @@ def _timm(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Opt
 
 @OPTIMIZERS.register()
 def AdamW(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:  # noqa: N802
-    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=_are_on_gpu(groups))
+
+
+def _are_on_gpu(groups: list[dict]) -> bool | None:
+    """AdamW's `fused`, one kernel for all weights; None on the CPU, whose last bits it changes."""
+    return all(p.is_cuda for group in groups for p in group["params"]) or None
 
 
 @OPTIMIZERS.register()
@@ -164,7 +169,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # They fill the defaults of their groups in, which are this optimizer's own.
         self._parts = {
             True: torch.optim.Muon(self._groups(True), lr, adjust_lr_fn="match_rms_adamw"),
-            False: torch.optim.AdamW(self._groups(False), lr),
+            False: torch.optim.AdamW(self._groups(False), lr, fused=_are_on_gpu(groups)),
         }
 
     def _groups(self, muon: bool) -> list[dict[str, Any]]:

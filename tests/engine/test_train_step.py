@@ -7,10 +7,10 @@ import torch
 from detectron2.utils.events import EventStorage
 from helpers import relative_difference
 
-from rope_vit_det.engine.train_step import build_train_step
+from rope_vit_det.engine.train_step import TrainStep, build_train_step
 from rope_vit_det.errors import InputError
 from rope_vit_det.layers import cpu as cpu_kernels
-from rope_vit_det.solver.optimizers import build_optimizer
+from rope_vit_det.solver import OPTIMIZERS, build_optimizer
 
 
 class _Model(torch.nn.Module):
@@ -134,3 +134,76 @@ def test_a_model_without_losses_is_refused(cfg):
     step.iter = 0
     with pytest.raises(InputError, match="no losses"):
         step.run_step()
+
+
+def _adamw(model, *, fused):
+    return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=fused)
+
+
+@pytest.mark.parametrize("clip_type", ["value", "norm", "full_model"])
+def test_a_fused_optimizer_clips_gradients_without_float16s_scale(cfg, clip_type):
+    clip, most = cfg.SOLVER.CLIP_GRADIENTS, 0.02
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, clip_type, most
+    model, x = _Model(), torch.randn(8, 64) * 4
+    oracle = copy.deepcopy(model)
+    model.backbone = torch.nn.Identity()
+
+    @OPTIMIZERS.register()
+    def Fused(cfg, groups, model):  # noqa: N802
+        return _adamw(model, fused=True)
+
+    try:
+        cfg.SOLVER.OPTIMIZER = "Fused"
+        optimizer = build_optimizer(cfg, model)
+    finally:
+        OPTIMIZERS._obj_map.pop("Fused")
+    gradients = []
+    optimizer.register_step_post_hook(
+        lambda *_: gradients.extend(p.grad.clone() for p in model.parameters())
+    )
+    step = TrainStep(model, [x], optimizer, seed=3, precision=torch.float16)
+    _updates(step, model)
+
+    sum(oracle(x).values()).backward()
+    parameters = list(oracle.parameters())
+    assert all(p.grad.abs().max() > most for p in parameters)  # there was something to clip
+    if clip_type == "value":
+        torch.nn.utils.clip_grad_value_(parameters, most)
+    for each in parameters if clip_type == "norm" else [parameters]:
+        if clip_type != "value":
+            torch.nn.utils.clip_grad_norm_(each, most)
+    for found, parameter in zip(gradients, parameters, strict=True):
+        assert relative_difference(found, parameter.grad) < 0.03  # float16
+
+
+def test_a_fused_optimizer_leaves_out_a_step_that_overflows_float16(cfg):
+    model, data = _Model(), [torch.randn(8, 64), torch.randn(8, 64)]
+    step = TrainStep(model, data, _adamw(model, fused=True), seed=3, precision=torch.float16)
+    step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    updates, _ = _updates(step, model)
+    assert not any(update.any() for update in updates) and step.grad_scaler.get_scale() == 2.0**39
+    assert all(state["step"] == 0 for state in step.optimizer.state.values())
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["groups", "no groups"])
+@pytest.mark.parametrize("fused", [None, True], ids=["from fused", "to fused"])
+def test_checkpoints_of_fused_and_plain_optimizers_resume_as_each_other(cfg, fused, older):
+    data = [torch.randn(8, 64) for _ in range(4)]
+    torch.manual_seed(0)
+    model = _Model()
+    before = TrainStep(model, data, _adamw(model, fused=None if fused else True), seed=3)
+    _updates(before, model, steps=2)
+    saved = copy.deepcopy(before.state_dict())
+    if older:
+        del saved["groups"]
+    other = copy.deepcopy(model)
+    resumed = TrainStep(other, data[2:], _adamw(other, fused=fused), seed=3)
+    resumed.load_state_dict(saved)
+    (group,) = resumed.optimizer.param_groups
+    assert group["fused"] is fused and group["foreach"] is None
+    _updates(before, model, steps=2)
+    _updates(resumed, other, steps=2)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert relative_difference(a, b) < 1e-6
+    steps = {state["step"].item() for state in resumed.optimizer.state.values()}
+    assert steps == {4.0}

@@ -240,3 +240,14 @@ def test_the_users_own(detector_cfg):
         assert isinstance(build_optimizer(detector_cfg, _Blocks()), torch.optim.Adagrad)
     finally:
         OPTIMIZERS._obj_map.pop("Mine")
+
+
+@pytest.mark.parametrize("name", ["AdamW", pytest.param("Muon", marks=muon)])
+def test_adamw_is_fused_on_gpus_alone(detector_cfg, monkeypatch, name):
+    detector_cfg.SOLVER.OPTIMIZER = name
+    model = _Blocks()
+    for on_gpu, fused in ((False, None), (True, True)):
+        monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
+        optimizer = build_optimizer(detector_cfg, model)
+        groups = [group for group in optimizer.param_groups if not group.get("muon")]
+        assert groups and {group["fused"] for group in groups} == {fused}
