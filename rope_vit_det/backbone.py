@@ -22,6 +22,7 @@ from .config.keys import (
 )
 from .config.use import as_arguments, compared_settings, disagreement, settings_for
 from .errors import InputError
+from .heads import norm_by_name
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, levels_read, pyramid_for_heads
 from .utils.arguments import ArgumentError, check_argument
@@ -332,7 +333,8 @@ def _build_pyramid(
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         scale_factors=scale_factors,
         top_block=top_block,
-        norm=cfg.MODEL.FPN.NORM or "LN",  # "" is the default meant for ResNets; ViTDet uses LN
+        # "" is the default meant for ResNets; ViTDet uses LN
+        norm=norm_by_name(cfg.MODEL.FPN.NORM or "LN"),
         out_features=out_features,
     )
 

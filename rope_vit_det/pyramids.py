@@ -135,7 +135,7 @@ def _features_read(cfg: CfgNode) -> dict[str, list[str]]:
     wanted = {}
     for key in _READ_BY.get(cfg.MODEL.META_ARCHITECTURE, ()):
         generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-        if key == _RPN and generator != "RPN":  # another project's, or precomputed proposals
+        if key == _RPN and generator not in ("RPN", "FastRPN"):  # another project's, or none
             key = f"MODEL.{generator.upper()}.IN_FEATURES"
         _, section, name = key.split(".")
         if name in cfg.MODEL.get(section, {}):

@@ -7,9 +7,9 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from ..common.coco_lsj import dataloader
-from ..common.rope_vit_reg4_b14 import optimizer, pixels, pyramid, train
+from ..common.rope_vit_reg4_b14 import optimizer, pixels, pyramid, train, with_fast_heads
 
-model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
+model = with_fast_heads(model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model)
 model.backbone = pyramid
 model.backbone.net.drop_path_rate = 0.1
 model.pixel_mean, model.pixel_std, model.input_format = pixels.mean, pixels.std, pixels.format

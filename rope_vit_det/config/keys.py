@@ -17,8 +17,11 @@ MIN_SLICE = 32  # pixels of a side
 # Of SOLVER.BASE_LR, under AdamW and its like; a ResNet's under SGD are higher.
 MAX_USUAL_LR = 1e-3
 AMP_DTYPES = ("bfloat16", "float16")
-# As Detectron2's `get_norm` knows them; "": none (in the pyramids: LN).
-NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+# As Detectron2's `get_norm` knows them, and ours of heads.py; "": none (in the pyramids: LN).
+NORMS = (
+    *("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
+    "FastLN",
+)
 
 
 def add_rope_vit_config(cfg: CfgNode) -> None:

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..errors import InputError
+from ..heads import FastRPN
 
 # By the names that Detectron2 gives the parts. Of a subclass nobody knows what it does otherwise;
 # layers of backbones and heads are free.
 _KINDS: dict[str, tuple[type, ...]] = {
     "": (GeneralizedRCNN, RetinaNet, FCOS),
-    "proposal_generator": (RPN,),
+    "proposal_generator": (RPN, FastRPN),
     "anchor_generator": (DefaultAnchorGenerator,),
     "roi_heads": (StandardROIHeads, CascadeROIHeads),
     "box_predictor": (FastRCNNOutputLayers, nn.ModuleList),

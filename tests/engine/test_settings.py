@@ -14,6 +14,7 @@ from rope_vit_det.engine import main
 from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.setup import check_settings, load_config
 from rope_vit_det.errors import InputError
+from rope_vit_det.heads import norm_by_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -215,7 +216,7 @@ def test_what_the_user_registers_is_known(detector_cfg, tmp_path):
 
 def test_norms_are_those_that_detectron2_takes():
     for name in NORMS:
-        get_norm(name, 32)
+        get_norm(norm_by_name(name), 32)
     with pytest.raises(KeyError):
         get_norm("bn", 32)
 
