@@ -106,7 +106,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     # Mixed precision with SOLVER.AMP.ENABLED: "bfloat16" (GPU and CPU) or "float16" (GPU only).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Micro-batches of a process whose gradients are averaged to a step. IMS_PER_BATCH counts the
-    # images of a step, so that it, the learning rate and the schedule stay as they are.
+    # images of a step, so that it, the learning rate and the schedule stay as they are. 0: as few
+    # as the memory of the GPU allows, measured before the start; on the CPU, micro-batches of
+    # the size that REFERENCE_WORLD_SIZE GPUs would have.
     cfg.SOLVER.ACCUMULATE = 1
     # An exponential moving average of the weights, as EVA-02 uses (arXiv 2303.11331): it is what is
     # evaluated, and the "model" of a checkpoint.
@@ -230,7 +232,7 @@ def check_solver_config(cfg: CfgNode) -> None:
     decay = solver.LAYER_DECAY
     check("LAYER_DECAY", is_number(decay) and 0 < decay <= 1, "above 0, up to 1 (no decay)")
     check_precision(cfg)
-    for key, least in (("ACCUMULATE", 1), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
+    for key, least in (("ACCUMULATE", 0), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
         check(key, is_whole_number(solver[key], least), f"{least} or more")
     check("EMA.DECAY", is_share(solver.EMA.DECAY), "0 to below 1")
     if solver.EARLY_STOPPING and not solver.BEST_METRIC:

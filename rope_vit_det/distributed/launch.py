@@ -78,9 +78,9 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 def _check_batch(args: argparse.Namespace, cfg: CfgNode) -> None:
     processes = count_processes(args)
-    parts = processes * cfg.SOLVER.ACCUMULATE
+    parts = processes * max(1, cfg.SOLVER.ACCUMULATE)
     images = cfg.SOLVER.IMS_PER_BATCH
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE and cfg.SOLVER.ACCUMULATE:
         # What Detectron2 scales the batch from: the micro-batches keep their size.
         parts = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if images % parts:

@@ -13,6 +13,7 @@ from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..data.classes import dataset_classes
 from ..distributed.launch import check_processes, launch, starts_the_run
 from .divergence import replay
+from .micro_batches import agree_on_micro_batches, settle_micro_batches
 from .rehearsal import rehearse_config
 from .run_folder import check_output, clear_output, describe_output
 from .setup import check_config, check_settings, load_config, setup
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace, *, trainer: type[Trainer] = Trainer) -> None:
         check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
         rehearse_config(cfg, args, trainer)
+        cfg = settle_micro_batches(cfg, args, trainer)
         clear_output(cfg.OUTPUT_DIR, args)
     launch(_run_in_process, args, cfg, trainer, device=cfg.MODEL.DEVICE)
 
@@ -87,7 +89,7 @@ def evaluate(
 
 
 def _run_in_process(args: argparse.Namespace, cfg: CfgNode, trainer: type[Trainer]) -> None:
-    cfg = setup(cfg, args)
+    cfg = setup(agree_on_micro_batches(cfg), args)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume, trainer=trainer)
     if comm.is_main_process():
         logger.info(describe_output(cfg.OUTPUT_DIR))

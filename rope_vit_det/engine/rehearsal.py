@@ -121,7 +121,8 @@ def _parts(
     add_rope_vit_config(defaults)
     usual = dict(leaves(defaults))
     values = {v: k for k, v in leaves(cfg) if isinstance(v, str) and v and v != usual.get(k)}
-    parallel = cfg.SOLVER.REFERENCE_WORLD_SIZE or count_processes(args) * cfg.SOLVER.ACCUMULATE
+    micro_batches = count_processes(args) * max(1, cfg.SOLVER.ACCUMULATE)
+    parallel = cfg.SOLVER.REFERENCE_WORLD_SIZE or micro_batches
     settings = {
         "OUTPUT_DIR": folder,
         "SEED": max(cfg.SEED, 0),

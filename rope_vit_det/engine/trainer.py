@@ -27,6 +27,7 @@ from ..evaluation.slicing import in_slices
 from ..solver.learning_rates import learning_rate_table
 from ..solver.optimizers import build_optimizer
 from .hooks import EMA, BestCheckpointer, Checkpoints, EventHistory, PeakMemory, StopTraining
+from .micro_batches import usual_number, with_micro_batches
 from .resumable import ResumableTrainer
 from .run_folder import settle_seed
 from .train_step import build_train_step
@@ -47,6 +48,9 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         self._writers: list[EventWriter] = []
         if cfg.SEED < 0:
             cfg = with_settings(cfg, {"SEED": settle_seed(cfg.SEED)})
+        if not cfg.SOLVER.ACCUMULATE:  # nobody has measured
+            world = comm.get_world_size()
+            cfg = with_micro_batches(cfg, usual_number(cfg, world), world)
         settings = dict(leaves(cfg))
         # To Detectron2's scaling of batch and rate, a micro-batch is as good as a process.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)

@@ -83,7 +83,7 @@ KEYS = [
     _value("MODEL.ROPE_VIT.FREEZE_BLOCKS", "5", "allowed: "),
     _value("SOLVER.LAYER_DECAY", "0.0", "allowed: "),
     _value("SOLVER.AMP.DTYPE", "float8", "allowed: "),
-    _value("SOLVER.ACCUMULATE", "0", "allowed: "),
+    _value("SOLVER.ACCUMULATE", "-1", "allowed: "),
     _value("SOLVER.EMA.DECAY", "2.0", "allowed: "),
     _value("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "hard", "not a valid GradientClipType"),
     _value("INPUT.LSJ.IMAGE_SIZE", "0", "allowed: "),
