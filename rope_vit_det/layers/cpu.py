@@ -24,7 +24,7 @@ without AVX-512 (family 25). There the network does not follow autocast to bf16
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -169,17 +169,18 @@ def block_forward(
     # What a linear layer puts out then stays in the cache until it has been used: 137 ms instead of
     # 154 for the feed-forward layer of 4101 tokens (two cores of an Intel Xeon, model 207).
     parts = _num_parts(x) if _is_inference(block) else 1
+    product = linear if parts == 1 else _with_weights_cast_once()
     if parts > 1 and windows is not None:
-        return _windows_by_parts(block, x, rope, windows, parts)
+        return _windows_by_parts(block, product, x, rope, windows, parts)
     xs, ropes = x.chunk(parts, dim=1), rope.chunk(parts, dim=1)
-    found = [_project(block, *part) for part in zip(xs, ropes, strict=True)]
+    found = [_project(block, product, *part) for part in zip(xs, ropes, strict=True)]
     q, k, v = (_cat(tensors) for tensors in zip(*found, strict=True))
     if windows is None:
         attended = attend(q, k, v)
     else:
         attended = attend_windows(q, k, v, block.attn.num_special_tokens, windows, attend)
     pairs = zip(xs, attended.chunk(parts, dim=1), strict=True)
-    return _cat([_finish(block, *pair) for pair in pairs])
+    return _cat([_finish(block, product, *pair) for pair in pairs])
 
 
 def _num_parts(x: Tensor) -> int:
@@ -200,8 +201,39 @@ def _is_inference(block: Block) -> bool:
     return not (block.training or torch.is_grad_enabled())
 
 
+_Product = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _with_weights_cast_once() -> _Product:
+    """:func:`linear` for a block by parts, whose weights autocast would cast anew for each part.
+
+    Autocast keeps what it has cast of weights that learn, but not in inference mode.
+    """
+    if not torch.is_autocast_enabled("cpu"):
+        return linear
+    dtype = torch.get_autocast_dtype("cpu")
+    cast: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+
+    def product(layer: nn.Module, x: Tensor) -> Tensor:
+        if not isinstance(layer, nn.Linear):
+            return linear(layer, x)
+        if layer.weight.requires_grad and not torch.is_inference_mode_enabled():
+            return linear(layer, x)
+        if layer not in cast:
+            bias = layer.whole_bias() if isinstance(layer, QueryValueBias) else layer.bias
+            cast[layer] = layer.weight.to(dtype), None if bias is None else bias.to(dtype)
+        return F.linear(x, *cast[layer])
+
+    return product
+
+
 def _windows_by_parts(
-    block: Block, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup], parts: int
+    block: Block,
+    product: _Product,
+    x: Tensor,
+    rope: Tensor,
+    windows: Sequence[WindowGroup],
+    parts: int,
 ) -> Tensor:
     """The whole block for some windows after the others, which then stay in the cache.
 
@@ -212,7 +244,7 @@ def _windows_by_parts(
     first, *others = window_parts(windows, parts)
 
     rows = slice(0, special_tokens + num_tokens(first))
-    q, k, v = _project(block, x[:, rows], rope[:, rows])
+    q, k, v = _project(block, product, x[:, rows], rope[:, rows])
     sizes = [special_tokens, num_tokens(first)]
     (q_special, q), (k_special, k_first), (v_special, v_first) = (
         t.split(sizes, 1) for t in (q, k, v)
@@ -224,20 +256,22 @@ def _windows_by_parts(
 
     for part in others:
         rows = slice(rows.stop, rows.stop + num_tokens(part))
-        q, k, v = _project(block, x[:, rows], rope[:, rows])
+        q, k, v = _project(block, product, x[:, rows], rope[:, rows])
         seen.add(k, v)
         found = attend_within(q, k, v, *special, part, attend)
-        out[:, rows] = _finish(block, x[:, rows], found)
+        out[:, rows] = _finish(block, product, x[:, rows], found)
 
     found = torch.cat((seen.result(), found_first), dim=1)
-    out[:, rows_first] = _finish(block, x[:, rows_first], found)
+    out[:, rows_first] = _finish(block, product, x[:, rows_first], found)
     return out
 
 
-def _project(block: Block, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(
+    block: Block, product: _Product, x: Tensor, rope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries and keys, and values: each (B, N, H, D), of any tokens (B, N, C)."""
     attn = block.attn
-    qkv = linear(attn.qkv, _normed(block.norm1, x)).unflatten(-1, (3, attn.num_heads, -1))
+    qkv = product(attn.qkv, _normed(block.norm1, x)).unflatten(-1, (3, attn.num_heads, -1))
     if torch.is_grad_enabled():
         q, k = apply_rotary(qkv[:, :, :2], rope, attn.rotation).unbind(2)
         return q, k, qkv[:, :, 2].contiguous()
@@ -250,20 +284,20 @@ def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
     return out
 
 
-def _finish(block: Block, x: Tensor, attended: Tensor) -> Tensor:
+def _finish(block: Block, product: _Product, x: Tensor, attended: Tensor) -> Tensor:
     """What follows the attention, which looks at every token by itself."""
-    attended = linear(block.attn.proj, block.attn.norm(attended.flatten(2)))
+    attended = product(block.attn.proj, block.attn.norm(attended.flatten(2)))
     x = x + block.drop_path(block.layer_scale_1(attended))
-    y = _feed_forward(block.mlp, _normed(block.norm2, x))
+    y = _feed_forward(block.mlp, product, _normed(block.norm2, x))
     return x + block.drop_path(block.layer_scale_2(y))
 
 
-def _feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
+def _feed_forward(mlp: nn.Module, product: _Product, x: Tensor) -> Tensor:
     if isinstance(mlp, SwiGLU):
-        gated = F.silu(linear(mlp.fc1_g, x)) * linear(mlp.fc1_x, x)
-        return linear(mlp.fc2, mlp.norm(gated))
+        gated = F.silu(product(mlp.fc1_g, x)) * product(mlp.fc1_x, x)
+        return product(mlp.fc2, mlp.norm(gated))
     for layer in mlp.children():
-        x = linear(layer, x)
+        x = product(layer, x)
     return x
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import relative_difference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rope_vit_det.layers import cpu as cpu_kernels
 from rope_vit_det.layers.cpu import attend
@@ -165,6 +166,42 @@ def test_a_part_that_was_replaced_is_called(part):
         old.bias *= 2
         block.set_submodule(part, old)
         assert relative_difference(found, block(*args)) < 1e-5
+
+
+class _Casts(TorchDispatchMode):
+    """Counts the casts of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and args[0].dim() == 2
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("windowed", [True, False])
+@pytest.mark.parametrize("learns", [True, False])
+def test_autocast_casts_each_weight_once_for_all_parts(monkeypatch, name, windowed, learns):
+    monkeypatch.setattr(cpu_kernels, "_PART_TOKENS", 40)
+    block, args = make_block(name).requires_grad_(learns), tokens(windowed, 100)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+
+    def run():
+        with autocast:
+            return block(*args)
+
+    with torch.no_grad(), _Casts() as casts:
+        found = run()
+    with torch.inference_mode():
+        others = [run()]
+    matrices = [each for each in block.modules() if isinstance(each, torch.nn.Linear)]
+    assert casts.count == len(matrices)
+    monkeypatch.setattr(cpu_kernels, "_with_weights_cast_once", lambda: cpu_kernels.linear)
+    with torch.no_grad():
+        others.append(run())
+    assert all(torch.equal(found, other) for other in others)
 
 
 XEON, EPYC = (
