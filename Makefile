@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-slow coverage lint clean
+.PHONY: help setup demo test test-lowest test-slow test-gpu gpu gpu-wheels coverage lint clean
 
 help:
 	@echo "make demo       train, evaluate and draw a small Mask R-CNN (about 5 minutes)"
@@ -17,6 +17,9 @@ help:
 	@echo "make test-lowest  the same with the lowest versions of all that is required, in .venv-lowest"
 	@echo "make coverage   the tests, and which lines they reach"
 	@echo "make test-slow  the tests that take longer, or need PyPI"
+	@echo "make test-gpu   the tests that need a GPU (3 minutes)"
+	@echo "make gpu        all that is measured on a GPU, in 5 minutes, or in parts: PARTS=\"step compile\""
+	@echo "make gpu-wheels what that needs where there is no network"
 	@echo "make lint       ruff and the floors, as the tests run them"
 	@echo "make setup      only set up .venv"
 	@echo "make clean      remove .venv, output/ and the demo's dataset"
@@ -50,6 +53,13 @@ coverage: $(READY)
 test-slow: $(READY)
 	$(RUN) -m pytest -q -m slow
 	$(RUN) -m pytest -q tests/properties --hypothesis-profile=thorough
+
+test-gpu: $(READY)
+	$(RUN) -m pytest -q -n0 tests/gpu
+
+# DRY_RUN=1: on the CPU, at tiny sizes.
+gpu: $(READY)
+	@$(RUN) -m projects.benchmark.gpu $(if $(PARTS),--parts $(PARTS)) $(if $(DRY_RUN),--dry-run)
 
 lint: $(READY)
 	$(RUN) -m ruff check --fix .

@@ -1,6 +1,8 @@
 """What several tests need: moved-off-initial networks, small detector configs."""
 
 import importlib.util
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from hub_server import cache  # noqa: F401 (a fixture)
 from hypothesis import settings
 from known_results import KnownResults, make_known_results
 
+from projects.benchmark.networks import spare_birder_polars
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data.demo import dataset as demo
 from rope_vit_det.data.demo.shapes import CATEGORIES
 
+spare_birder_polars()
 if importlib.util.find_spec("birder"):
     from birder_files import birder_file, birder_output, published  # noqa: F401 (fixtures)
 else:  # make test-lowest: its own bounds are higher than ours
@@ -33,6 +37,42 @@ else:  # make test-lowest: its own bounds are higher than ours
             for name in ("adapters", "birder", "convert", "detectron2", "hub", "table")
         ),
     ]
+
+# What the tests import that a machine may lack, as one without a network; see _skip_without_peers.
+PEERS = ("birder", "faster_coco_eval", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino",
+         "sahi", "supervision", "timm", "transformers", "twine")  # fmt: skip
+_ABSENT = [name for name in PEERS if importlib.util.find_spec(name) is None]
+_LACKS = re.compile(
+    rf"No module named '({'|'.join(_ABSENT)})\b|pip install ({'|'.join(_ABSENT)})\b"
+)
+
+
+def pytest_configure(config):
+    """Hides GPUs: most tests compare bits of the CPU, and those of tests/gpu are run by name."""
+    folder = Path(__file__).parent / "gpu"
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if not all(folder in (path, *path.parents) for path in asked):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _skip_without_peers((yield), collector.path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    return _skip_without_peers((yield), item.path)
+
+
+def _skip_without_peers(report, path):
+    """A failure for want of a package that is not installed is a skip which names it."""
+    lacking = _ABSENT and report.failed and _LACKS.search(str(report.longrepr))
+    if lacking:
+        report.outcome = "skipped"
+        report.longrepr = (str(path), 0, f"Skipped: {lacking[1]} is not installed")
+    return report
+
 
 # The same few examples each time in `make test`; many, and others each time, in `make test-slow`.
 settings.register_profile("fast", max_examples=5, deadline=None, derandomize=True, database=None)

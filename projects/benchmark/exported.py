@@ -1,6 +1,5 @@
 """Exported detectors and backbones beside the eager ones, on the CPU."""
 
-import datetime
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from projects.benchmark.measure import seconds
-from projects.benchmark.run import machine
+from projects.benchmark.measure import machine, seconds, today
 from rope_vit_det.config.run_config import read_run_config
 from rope_vit_det.errors import InputError
 from rope_vit_det.export import export_model
@@ -88,7 +86,7 @@ def measure_exported(
                             measurements.append({**label, **spent})
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     return {
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "machine": machine(torch.device("cpu")),
         "vnni": sorted(_VNNI & set(flags.split())),
         "measurements": measurements,

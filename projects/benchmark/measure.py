@@ -1,11 +1,15 @@
-"""Time and memory of one call."""
+"""Time and memory of one call, and the machine that took them."""
 
 import copy
 import ctypes
+import datetime
 import gc
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +18,16 @@ from rope_vit_det.errors import InputError
 from rope_vit_det.layers.cpu import linear_by_parts
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "detectron2",
+    "birder",
+    "timm",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+)
 _CLEAR_PEAK = "5"  # Linux's proc(5): resets VmHWM, the peak of the resident memory
 
 
@@ -42,6 +56,16 @@ def training_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], N
         out.backward(weight[0])
 
     return call
+
+
+def in_mode(model: nn.Module, train: bool, call: Callable[[], object]) -> Callable[[], object]:
+    """The call, with the model in training or evaluation mode."""
+
+    def switched() -> object:
+        model.train(train)
+        return call()
+
+    return switched
 
 
 def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callable[[], None], int]:
@@ -84,6 +108,33 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
+def interleaved(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, repeats: int, warm_up: int = 1
+) -> list[list[float] | None]:
+    """Seconds of every call in each round; a round makes every call once.
+
+    Args:
+        warm_up: rounds before these, whose times do not count.
+
+    Returns:
+        For each call its times; None where the device had not the memory for it.
+    """
+    times: list[list[float] | None] = [[] for _ in calls]
+    for turn in range(-warm_up, repeats):
+        for i, call in enumerate(calls):
+            taken = times[i]
+            if taken is None:
+                continue
+            try:
+                duration = seconds(call, device)
+            except torch.OutOfMemoryError:
+                times[i] = None
+                continue
+            if turn >= 0:
+                taken.append(duration)
+    return times
+
+
 def resident_peak_mib(call: Callable[[], object]) -> float:
     """:func:`peak_mib` of a call on the CPU.
 
@@ -118,3 +169,37 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         return None
     call()
     return process_peak_mib() - before
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The device's name and kind, the number of threads, and versions of what runs on it.
+
+    "kind" is "cuda" and the name, or "cpu" with or without AMX; see :mod:`projects.benchmark.bars`.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        kind = f"cuda {name}"
+    else:
+        lines = {key.strip(): value.strip() for key, _, value in _cpuinfo()}
+        name = lines.get("model name") or platform.processor() or platform.machine()
+        kind = f"cpu {'with' if 'amx_bf16' in lines.get('flags', '').split() else 'without'} AMX"
+    threads = torch.get_num_threads()
+    return {"device": name, "kind": kind, "threads": threads, "versions": versions}
+
+
+def _cpuinfo() -> list[tuple[str, str, str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return [line.partition(":") for line in lines]

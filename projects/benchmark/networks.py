@@ -3,14 +3,18 @@
 import copy
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rope_vit_det.errors import InputError
 from rope_vit_det.models import create_model
 
 OUR_NETWORK = "rope_vit_reg4_b14"
@@ -71,33 +75,70 @@ def _ours_windowed(options: NetworkOptions, **kwargs: object) -> FeatureMap:
     return _ours(options, window_size=options.window_size, **kwargs)
 
 
-def _birder(options: NetworkOptions) -> FeatureMap:
+def spare_birder_polars() -> None:
+    """Puts an empty module in the place of polars (54 MB), where it is not installed.
+
+    birder imports it for its tables of results, of which networks know nothing.
+    """
+    if importlib.util.find_spec("birder") is None or "polars" in sys.modules:
+        return
+    if importlib.util.find_spec("polars") is None:
+        sys.modules["polars"] = _Nothing("polars")
+
+
+class _Nothing(ModuleType):
+    """Has a class of every name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": lambda self, *args, **kwargs: None})
+
+
+def birder_net(name: str) -> nn.Module:
+    """birder's network of that name, for images of any size.
+
+    Raises:
+        InputError: birder has none.
+    """
+    spare_birder_polars()
     registry = importlib.import_module("birder.model_registry").registry
     importlib.import_module("birder.net.rope_vit")  # registers its networks
-    net = registry.net_factory(options.name, 0, size=(224, 224))
+    if not registry.exists(name):
+        raise InputError(f"birder has no network {name}")
+    net: nn.Module = registry.net_factory(name, 0, size=(224, 224))
     net.set_dynamic_size()
-    return FeatureMap(net, net.patch_size, lambda net, x: net.detection_features(x)["stage1"])
+    return net
 
 
-def _vitdet(options: NetworkOptions) -> FeatureMap:
-    # As in Detectron2's configs/common/models/mask_rcnn_vitdet.py.
-    net = importlib.import_module("detectron2.modeling").ViT(
+def vitdet_net(width: int = 768, depth: int = 12) -> nn.Module:
+    """Detectron2's, as in its configs/common/models/mask_rcnn_vitdet.py; ViTDet-B by default."""
+    windowed = [i for i in range(depth) if (i + 1) % (depth // 4)]
+    return importlib.import_module("detectron2.modeling").ViT(
         img_size=1024,
         patch_size=16,
-        embed_dim=768,
-        depth=12,
-        num_heads=12,
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // 64,
         drop_path_rate=0.1,
         window_size=14,
         mlp_ratio=4,
         qkv_bias=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        window_block_indexes=[0, 1, 3, 4, 6, 7, 9, 10],
+        window_block_indexes=windowed,
         residual_block_indexes=[],
         use_rel_pos=True,
         out_feature="last_feat",
     )
-    return FeatureMap(net, 16, lambda net, x: net(x)["last_feat"])
+
+
+def _birder(options: NetworkOptions) -> FeatureMap:
+    net = birder_net(options.name)
+    return FeatureMap(net, net.patch_size, lambda net, x: net.detection_features(x)["stage1"])
+
+
+def _vitdet(options: NetworkOptions) -> FeatureMap:
+    return FeatureMap(vitdet_net(), 16, lambda net, x: net(x)["last_feat"])
 
 
 def _eva02(options: NetworkOptions) -> FeatureMap:

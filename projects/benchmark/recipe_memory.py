@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
+from projects.benchmark.detectors import random_sample
 from projects.benchmark.measure import resident_peak_mib
 from rope_vit_det.engine.setup import load_config
 from rope_vit_det.engine.train_step import build_train_step
@@ -19,7 +18,6 @@ from rope_vit_det.errors import InputError
 from rope_vit_det.layers.cpu import slow_bf16_too
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
-OBJECTS = 7  # of a COCO image, on average
 _CHECKPOINT = ("MODEL.ROPE_VIT.ACTIVATION_CHECKPOINT", "True")
 _FLOAT32 = ("SOLVER.AMP.ENABLED", "False")
 # What is switched on beside the recipe: KEY VALUE pairs.
@@ -114,18 +112,6 @@ def _batches(
     """A step's micro-batches of small images, then of large ones for ever."""
     rng = np.random.default_rng(0)
     for _ in range(accumulate):
-        yield [_sample(rng, 128, 128) for _ in range(images)]
+        yield [random_sample(rng, 128, 128) for _ in range(images)]
     while True:
-        yield [_sample(rng, *image_size) for _ in range(images)]
-
-
-def _sample(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
-    corner = rng.uniform(0, (0.6 * width, 0.6 * height), (OBJECTS, 2))
-    size = rng.uniform((0.1 * width, 0.1 * height), (0.4 * width, 0.4 * height), (OBJECTS, 2))
-    boxes = np.concatenate((corner, corner + size), axis=1)
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.from_numpy(boxes).float())
-    instances.gt_classes = torch.zeros(OBJECTS, dtype=torch.long)
-    instances.gt_masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes])
-    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
-    return {"image": image, "height": height, "width": width, "instances": instances}
+        yield [random_sample(rng, *image_size) for _ in range(images)]

@@ -17,6 +17,7 @@ def format_report(results: Mapping[str, Any]) -> str:
     parts = [
         f"{results['date']}, {machine['device']}, {machine['threads']} threads; {versions}",
         *(f"{name}: not installed, not measured" for name in results["absent"]),
+        *(f"{m['network']}, {m['mode']}, {m['precision']}: {m['why']}" for m in results["failed"]),
     ]
     for rate in results["matrix_rate"]:
         parts.append(
@@ -30,7 +31,7 @@ def format_report(results: Mapping[str, Any]) -> str:
         )
     parts += ["", _measurements_table(results["measurements"])]
     if results["bars"]:
-        parts += ["", _bars_table(results["bars"])]
+        parts += ["", format_bars(results["bars"])]
     return "\n".join(parts)
 
 
@@ -75,12 +76,15 @@ def _measurements_table(measurements: Sequence[Mapping[str, Any]]) -> str:
     return f"{what}\n\n{table}"
 
 
-def _bars_table(bars: Sequence[Mapping[str, Any]]) -> str:
+def format_bars(bars: Sequence[Mapping[str, Any]]) -> str:
+    """A line a bar: what is measured, what was wanted, what came out."""
     rows = [
-        [bar["what"], bar["wanted"], f"{bar['ratio']:.2f}", "yes" if bar["met"] else "no"]
+        [bar["what"], bar["wanted"], "not measured", ""]
+        if bar["value"] is None
+        else [bar["what"], bar["wanted"], f"{bar['value']:.3g}", "yes" if bar["met"] else "no"]
         for bar in bars
     ]
-    headers = ["ratio of medians", "wanted", "measured", "met"]
+    headers = ["bar", "wanted", "measured", "met"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 

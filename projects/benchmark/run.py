@@ -1,23 +1,21 @@
 """The rounds of a benchmark: every network after every other, again and again."""
 
-import datetime
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from projects.benchmark.bars import check_bars
 from projects.benchmark.measure import (
     forward_call,
+    in_mode,
+    interleaved,
     linear_layers_call,
+    machine,
     peak_mib,
-    seconds,
+    today,
     training_call,
 )
 from projects.benchmark.networks import (
@@ -33,16 +31,6 @@ from rope_vit_det.errors import InputError
 
 PRECISIONS = ("fp32", "bf16")
 MODES = ("forward", "training")
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "detectron2",
-    "birder",
-    "timm",
-    "onnxruntime",
-    "openvino",
-    "nncf",
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,8 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
 
     Returns:
         A JSON-like dict: "date", "machine", "options", "absent" (peers that are not installed),
-        "output_difference" (global against birder), "matrix_rate", "measurements", "bars".
+        "failed" (what the memory was too small for), "output_difference" (global against birder),
+        "matrix_rate", "measurements", "bars".
 
     Raises:
         InputError: an unknown name, or a device that is not there.
@@ -114,13 +103,18 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
                 floor_net, options.batch_size * grid[0] * grid[1], precision == "bf16"
             )
             floors.append(_Case({"precision": precision, "grid": list(grid)}, call, flops))
-    times = _time([*floors, *cases], options.repeats, device)
+    calls = [case.call for case in (*floors, *cases)]
+    times = interleaved(calls, device, repeats=options.repeats)
     rates = [
         {**case.label, "gflops": case.flops / median(taken) / 1e9}
         for case, taken in zip(floors, times, strict=False)
+        if taken
     ]
-    measurements = []
+    measurements, failed = [], []
     for case, taken in zip(cases, times[len(floors) :], strict=True):
+        if taken is None:
+            failed.append({**case.label, "why": "more memory than the device has"})
+            continue
         (rate,) = (
             r["gflops"]
             for r in rates
@@ -136,15 +130,17 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
                 "share_of_matrix_rate": case.flops / median(taken) / 1e9 / rate,
             }
         )
+    where = machine(device)
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(device),
+        "date": today(),
+        "machine": where,
         "options": {**vars(options), "grids": [list(grid) for grid in options.grids]},
         "absent": [n for n in options.networks if n not in present],
+        "failed": failed,
         "output_difference": _output_difference(models, options.grids[0], device),
         "matrix_rate": rates,
         "measurements": measurements,
-        "bars": check_bars(measurements),
+        "bars": check_bars(measurements, where["kind"]),
     }
 
 
@@ -182,27 +178,9 @@ def _cases(
                     }
                     run = compiled_models[name] if compiled else model
                     make = forward_call if mode == "forward" else training_call
-                    call = _in_mode(run, mode, make(run, image, precision == "bf16"))
+                    call = in_mode(run, mode == "training", make(run, image, precision == "bf16"))
                     cases.append(_Case(label, call, flops * (1 if mode == "forward" else 3)))
     return cases
-
-
-def _in_mode(model: nn.Module, mode: str, call: Callable[[], object]) -> Callable[[], object]:
-    def switched() -> object:
-        model.train(mode == "training")
-        return call()
-
-    return switched
-
-
-def _time(cases: Sequence[_Case], repeats: int, device: torch.device) -> list[list[float]]:
-    times: list[list[float]] = [[] for _ in cases]
-    for turn in range(-1, repeats):
-        for case, taken in zip(cases, times, strict=True):
-            duration = seconds(case.call, device)
-            if turn >= 0:
-                taken.append(duration)
-    return times
 
 
 def _output_difference(
@@ -218,25 +196,3 @@ def _output_difference(
     expected = forward_call(oracle.eval(), image, False)()
     found = forward_call(ours.eval(), image, False)()
     return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """The device's name, the number of threads, and versions of what runs on it."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {"device": name, "threads": torch.get_num_threads(), "versions": versions}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

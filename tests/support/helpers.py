@@ -1,6 +1,7 @@
 """Small functions that tests share."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ TIMES = {"time", "data_time", "rank_data_time", "eta_seconds"}
 RGB_STATS = {"mean": (0.5, 0.45, 0.4), "std": (0.25, 0.24, 0.23)}
 BIRDS = {"arctic tern": 0, "bar-tailed godwit": 1, "common crane": 2}
 
+# Whether tests/gpu runs at tiny sizes on the CPU.
+REHEARSED = os.environ.get("GPU_TESTS") == "cpu"
 DEMO_CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
