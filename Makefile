@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+WHEELS := .gpu-wheels
+# Whether one answers: asks for a wheel of some kilobytes.
+INDEX = $(PYTHON) -m pip download -q --no-deps --no-cache-dir --retries 0 -d "$$(mktemp -d)" iniconfig
 
 # Only here: in an environment of the user's own, nothing is pinned.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -33,9 +36,13 @@ demo: $(READY)
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test: $(READY)
-	@$(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check .
-	@$(VENV)/bin/lint-imports --verbose >/dev/null || $(VENV)/bin/lint-imports
-	$(RUN) -m mypy
+	@if $(RUN) -c 'import importlinter, mypy, ruff' 2>/dev/null; then \
+	    $(RUN) -m ruff check -q . && $(RUN) -m ruff format -q --check . && \
+	    { $(VENV)/bin/lint-imports --verbose >/dev/null || $(VENV)/bin/lint-imports; } && \
+	    $(RUN) -m mypy; \
+	else \
+	    echo "ruff, mypy or import-linter is not installed: the tests alone"; \
+	fi
 	$(PYTEST)
 
 # Without birder, whose own bounds are higher: the tests that compare with it are left out.
@@ -61,6 +68,10 @@ test-gpu: $(READY)
 gpu: $(READY)
 	@$(RUN) -m projects.benchmark.gpu $(if $(PARTS),--parts $(PARTS)) $(if $(DRY_RUN),--dry-run)
 
+# HAS=file: what `pip list --format=freeze` prints on the machine with the GPU.
+gpu-wheels: $(READY)
+	@$(RUN) projects/benchmark/gpu_wheels.py $(if $(HAS),--has $(HAS))
+
 lint: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
@@ -73,10 +84,15 @@ clean:
 $(READY): pyproject.toml setup.py constraints.txt tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	    "error: this is Python %d.%d; name one from 3.11 to 3.13: make PYTHON=python3.11" % v)'
-	@echo "=== Setting up $(VENV): the first time, PyTorch and more, some gigabytes, are downloaded"
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
-	    { echo "error: no virtual environment; on Debian: apt-get install python3-venv"; \
-	      rm -rf $(VENV); exit 1; }
-	$(RUN) -m pip install --disable-pip-version-check -e '.[dev]'
-	$(RUN) tools/install_detectron2.py
+	@if test -d $(WHEELS) && ! $(INDEX) >/dev/null 2>&1; then \
+	    echo "=== No package index answers: $(VENV) from $(WHEELS), over what $(PYTHON) has"; \
+	    $(PYTHON) projects/benchmark/gpu_wheels.py --install $(VENV); \
+	else \
+	    echo "=== Setting up $(VENV): the first time, PyTorch and more, some gigabytes, are downloaded"; \
+	    { test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
+	        { echo "error: no virtual environment; on Debian: apt-get install python3-venv"; \
+	          rm -rf $(VENV); exit 1; }; } && \
+	    $(RUN) -m pip install --disable-pip-version-check -e '.[dev]' && \
+	    $(RUN) tools/install_detectron2.py; \
+	fi
 	@touch $@

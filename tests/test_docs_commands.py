@@ -20,6 +20,7 @@ import torch
 from detectron2.config import LazyConfig
 from docs_commands import DOCUMENTS, ROOT, Command, commands_of
 
+from projects.benchmark.gpu import TINY
 from rope_vit_det.backbone import build_net
 from rope_vit_det.engine.command_line import add_own_data_options, argument_parser
 from rope_vit_det.engine.setup import check_settings, load_config
@@ -49,6 +50,8 @@ RUN = {
     "SOLVER.MAX_ITER 1 SOLVER.WARMUP_ITERS 0",
     "python tools/benchmark.py --exported": "--networks rope_vit_reg4_demo16 --grids 4x4 "
     "--repeats 1",
+    "python tools/benchmark.py --modes step": f"--sizes 64x96 --batch-size 1 --repeats 1 "
+    f"--networks windowed --opts {' '.join(TINY)}",
     "python tools/benchmark.py": "--variant rope_vit_reg1_t14 --grids 4x4 --repeats 1",
     "python tools/benchmark_memory.py networks": "--variant rope_vit_reg1_t14 --grid 4x4",
     "python tools/benchmark_memory.py recipe": "MODEL.ROPE_VIT.NAME rope_vit_reg4_demo16 "
@@ -74,6 +77,7 @@ FILLED = {
 ELSEWHERE = {
     "make demo": "by hand; its parts in tests/e2e",
     "make test": "this",
+    "make gpu": "tests/projects/test_gpu.py",
     "python tools/aerial_trees.py": "tests/projects/test_aerial_trees.py",
     "pip install -e .": "tests/test_setup.py",
     "pip install .": "tests/test_installed.py",

@@ -154,8 +154,8 @@ def check_opencv() -> None:
         raise InstallError(f"import cv2: {reason}; run: {remedy}")
 
 
-def install_from_pypi(folder: Path) -> None:
-    """Takes Detectron2 out of labgym's wheel and installs it as a distribution of that name.
+def wheel_from_pypi(folder: Path) -> Path:
+    """Takes Detectron2 out of labgym's wheel, as a wheel of that name.
 
     Args:
         folder: for the wheels, empty.
@@ -177,7 +177,7 @@ def install_from_pypi(folder: Path) -> None:
         )
     wheel = folder / f"detectron2-{VERSION}-py3-none-any.whl"
     build_wheel(downloaded, wheel)
-    _pip("cannot install Detectron2", "install", str(wheel))
+    return wheel
 
 
 def install_from_upstream() -> None:
@@ -284,7 +284,7 @@ def main() -> None:
                 install_from_upstream()
             else:
                 with tempfile.TemporaryDirectory() as folder:
-                    install_from_pypi(Path(folder))
+                    _pip("cannot install Detectron2", "install", str(wheel_from_pypi(Path(folder))))
             print(f"installed Detectron2 {find_detectron2()}")
         check_opencv()
     except InstallError as error:

@@ -5,7 +5,7 @@ give. A block with a hook in it, or with a part that is not its own any more, ta
 here parts are not called, or for some of the tokens at a time.
 
 PyTorch's defaults leave speed on the table on x86 CPUs. Measured with torch 2.15
-(docs/high_resolution.md) on two cores of an AMD EPYC (family 26, AVX-512):
+(docs/speed.md) on two cores of an AMD EPYC (family 26, AVX-512):
 
 * float32 products go to MKL, which takes its AVX2 path on CPUs that are not Intel's: 200 GFLOP/s,
   where oneDNN, which PyTorch carries as well, makes 320 to 470 of the same product.
