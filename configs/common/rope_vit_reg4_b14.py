@@ -44,7 +44,7 @@ retinanet_pyramid = L(RoPEViTPyramid)(
 
 
 def with_fast_heads(model):
-    """Detectron2's heads of an R-CNN with LayerNorm, sooner done on GPUs; changes the model."""
+    """Detectron2's heads of an R-CNN with LayerNorm, faster on GPUs; changes the model."""
     heads = model.roi_heads
     model.proposal_generator._target_ = FastRPN
     for head in heads.box_heads if "box_heads" in heads else [heads.box_head]:
