@@ -13,7 +13,7 @@ import torch
 
 from ..errors import DiskFullError, InputError
 from ..utils.atomic_files import new_file
-from ..weights.safe import load_torch_file, not_plain
+from ..weights.safe import check_state, load_torch_file
 
 LAST = "last_checkpoint"
 FINAL = "model_final.pth"
@@ -93,7 +93,7 @@ def read_last_checkpoint(folder: str | os.PathLike) -> tuple[str, Mapping[str, A
     Raises:
         InputError: there are checkpoints, and none is whole.
     """
-    faults = []
+    faults: list[str] = []
     for path in checkpoint_candidates(folder):
         try:
             checkpoint = read_checkpoint(path)
@@ -159,14 +159,8 @@ def check_tensors(filename: str | os.PathLike, model: Any) -> None:
     Raises:
         InputError: they are no tensors, or have NaNs.
     """
-    if not isinstance(model, Mapping):
-        raise InputError(f"{filename} is no checkpoint: its 'model' is a {type(model).__name__}")
-    if not model:
-        raise InputError(f"{filename} is no checkpoint: it holds no tensor")
+    check_state(filename, model, "checkpoint")
     for key, value in model.items():
-        problem = not_plain(value) if isinstance(key, str) else "not under a name"
-        if problem:
-            raise InputError(f"{filename} is no checkpoint: its {key!r} is {problem}")
         if torch.as_tensor(value).isnan().any():
             raise InputError(f"{filename}: tensor {key} has NaN values; use an earlier checkpoint")
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..errors import InputError
 from ..models.variants import VARIANTS, check_network
-from ..utils.arguments import is_number, is_share, is_whole_number
+from ..utils.arguments import is_whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -218,23 +218,14 @@ def check_pyramid_config(cfg: CfgNode) -> None:
 
 
 def check_solver_config(cfg: CfgNode) -> None:
-    """Checks the SOLVER keys of this project.
+    """Checks what the SOLVER keys of this project say together.
 
     Raises:
         InputError: names the key, its value and the allowed values.
     """
     solver = cfg.SOLVER
-
-    def check(key: str, ok: bool, allowed: str) -> None:
-        check_key(cfg, f"SOLVER.{key}", ok, allowed)
-
     check_optimizer_config(cfg)
-    decay = solver.LAYER_DECAY
-    check("LAYER_DECAY", is_number(decay) and 0 < decay <= 1, "above 0, up to 1 (no decay)")
     check_precision(cfg)
-    for key, least in (("ACCUMULATE", 0), ("EARLY_STOPPING", 0), ("KEEP_CHECKPOINTS", 0)):
-        check(key, is_whole_number(solver[key], least), f"{least} or more")
-    check("EMA.DECAY", is_share(solver.EMA.DECAY), "0 to below 1")
     if solver.EARLY_STOPPING and not solver.BEST_METRIC:
         raise InputError("SOLVER.EARLY_STOPPING needs SOLVER.BEST_METRIC, such as bbox/AP")
     if solver.BEST_METRIC and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
@@ -291,17 +282,12 @@ def warn_of_high_rate(cfg: CfgNode) -> None:
 
 
 def check_input_config(cfg: CfgNode) -> None:
-    """Checks the INPUT and TEST keys of this project.
+    """Checks what INPUT's keys of this project say together.
 
     Raises:
         InputError: names the key, its value and the allowed values.
     """
     lsj = cfg.INPUT.LSJ
-    slices = cfg.TEST.SLICE
-    check_key(cfg, "TEST.SLICE.SIZE", is_whole_number(slices.SIZE, MIN_SLICE), "32 pixels or more")
-    check_key(cfg, "TEST.SLICE.OVERLAP", is_share(slices.OVERLAP), "0 to below 1")
-    size_ok = is_whole_number(lsj.IMAGE_SIZE, 1)
-    check_key(cfg, "INPUT.LSJ.IMAGE_SIZE", size_ok, "a side in pixels, 1 or more")
     if not 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE:
         raise InputError(
             f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "

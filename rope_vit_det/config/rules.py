@@ -1,59 +1,24 @@
 """Values of Detectron2's keys that it would take without a word: a table of key and rule.
 
 What Detectron2 itself refuses, such as a name that no registry has, is left to the rehearsal of a
-run (:mod:`rope_vit_det.engine.rehearsal`); this project's own keys are checked in :mod:`.keys`.
+run (:mod:`rope_vit_det.engine.rehearsal`); what this project's own keys say together is checked in
+:mod:`.keys`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
 from ..errors import InputError
-from ..utils.arguments import is_number, is_whole_number
-from .keys import add_rope_vit_config, check_key, get_key
-
-
-class Rule(NamedTuple):
-    """What a key may be, and how a message says so."""
-
-    holds: Callable[[Any], bool]
-    allowed: str
-
+from ..utils.arguments import Rule, is_number, is_whole_number, number, several, whole
+from .keys import MIN_SLICE, add_rope_vit_config, check_key, get_key
 
 _Table = tuple[tuple[Rule, str], ...]  # keys in full, with spaces between
 
 
-def whole(least: int, meaning: str = "") -> Rule:
-    text = f"a whole number of {least} or more"
-    return Rule(lambda value: is_whole_number(value, least), text + meaning)
-
-
-def number(least: float, most: float = float("inf"), *, or_least: bool = True) -> Rule:
-    """A number from `least`, or above it, to `most`."""
-    text = f"{least} or more" if or_least else f"above {least}"
-    text += "" if most == float("inf") else f", up to {most}"
-    return Rule(
-        lambda value: is_number(value) and least <= value <= most and (or_least or value > least),
-        text,
-    )
-
-
-def several(rule: Rule, least: int = 1, most: float = float("inf")) -> Rule:
-    """A list of values that follow a rule each."""
-    wanted = f"a list of {least}" if least == most else f"a list of {least} or more"
-    return Rule(
-        lambda value: (
-            isinstance(value, list | tuple)
-            and least <= len(value) <= most
-            and all(map(rule.holds, value))
-        ),
-        f"{wanted}, each: {rule.allowed}",
-    )
-
-
 _SHARE, _POSITIVE = number(0, 1), number(0, or_least=False)
+_PART = number(0, 1, or_most=False)
 _NAMES = several(Rule(lambda value: isinstance(value, str), "the name of a registered dataset"), 0)
 _EXPECTED = Rule(
     lambda value: len(value) == 4 and all(map(is_number, value[2:])),
@@ -91,7 +56,15 @@ _ALWAYS: _Table = (
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.RPN.NMS_THRESH "
         "MODEL.RETINANET.SCORE_THRESH_TEST MODEL.RETINANET.NMS_THRESH_TEST",
     ),
-    (number(0, 0.999), "MODEL.ANCHOR_GENERATOR.OFFSET"),
+    (_PART, "MODEL.ANCHOR_GENERATOR.OFFSET"),
+)
+# This project's own, whether they are switched on or not.
+_OURS: _Table = (
+    (whole(1), "INPUT.LSJ.IMAGE_SIZE"),
+    (whole(0), "SOLVER.ACCUMULATE SOLVER.EARLY_STOPPING SOLVER.KEEP_CHECKPOINTS"),
+    (whole(MIN_SLICE), "TEST.SLICE.SIZE"),
+    (_PART, "TEST.SLICE.OVERLAP SOLVER.EMA.DECAY"),
+    (number(0, 1, or_least=False), "SOLVER.LAYER_DECAY"),
 )
 _TRAINING: _Table = (
     (several(whole(1)), "INPUT.MIN_SIZE_TRAIN"),
@@ -116,7 +89,7 @@ _TRAINING: _Table = (
 
 
 def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Checks Detectron2's keys against the table.
+    """Checks the keys of the table.
 
     Args:
         eval_only: keys of training are not read.
@@ -127,9 +100,11 @@ def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
     solver = cfg.SOLVER
     last = (number(0, solver.BASE_LR), "SOLVER.BASE_LR_END")
     cosine = (last,) if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" else ()
-    for rule, keys in _ALWAYS if eval_only else (*_ALWAYS, *_TRAINING, *cosine):
+    always = (*_ALWAYS, *_OURS)
+    for rule, keys in always if eval_only else (*always, *_TRAINING, *cosine):
         for key in keys.split():
-            if get_key(cfg, key.rpartition(".")[0] or "SOLVER").get("ENABLED", True):
+            is_on = get_key(cfg, key.rpartition(".")[0] or "SOLVER").get("ENABLED", True)
+            if is_on or (rule, keys) in _OURS:
                 check_key(cfg, key, rule.holds(get_key(cfg, key)), rule.allowed)
 
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..errors import InputError, did_you_mean
 from ..weights.load import as_birder_url
 from .keys import add_rope_vit_config
-from .rules import check_device, check_nothing_is_none
+from .rules import check_device, check_nothing_is_none, leaves
 from .yaml_files import merge_from_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -133,7 +133,7 @@ def _explain(cfg: CfgNode, reason: str) -> str:
     unknown, mismatch = _UNKNOWN.search(reason), _MISMATCH.search(reason)
     if unknown:
         key = unknown[1]
-        return f"there is no key {key}{did_you_mean(key, _keys(cfg))}"
+        return f"there is no key {key}{did_you_mean(key, dict(leaves(cfg)))}"
     if mismatch:
         wanted, given = (mismatch[kind].rpartition(".")[2] for kind in ("wanted", "given"))
         key = mismatch["key"]
@@ -142,10 +142,3 @@ def _explain(cfg: CfgNode, reason: str) -> str:
         value = " ".join(mismatch["values"].rpartition(" vs. ")[2].split())
         return f"{key} takes a {wanted}, and {value!r} is a {given}"
     return " ".join(reason.split())
-
-
-def _keys(cfg: CfgNode, path: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        yield path + key
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{path}{key}.")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
 
 from ..errors import InputError
@@ -30,7 +29,7 @@ class ReadableMapper:
         """See :class:`detectron2.data.DatasetMapper`.
 
         Raises:
-            InputError: the image is missing, cannot be read, or has another size.
+            InputError: the image is missing, or cannot be read.
         """
         with any_number_of_pixels(self.any_size):
             return self._map(record)
@@ -38,8 +37,6 @@ class ReadableMapper:
     def _map(self, record: dict) -> dict | None:
         try:
             return self.mapper(record)
-        except SizeMismatchError as error:
-            raise InputError(" ".join(str(error).split())) from None
         except Exception:
             problem = _problem(record)
             if problem is None:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 
@@ -130,3 +131,37 @@ class RLEMasks:
                 part = cv2.resize(part * 255, shape, interpolation=cv2.INTER_LINEAR) > 127
             rles.append(encode_part(part, int(low[0]), int(low[1]), size))
         return RLEMasks(rles, size)
+
+
+def resized(found: Instances, size: tuple[int, int]) -> Instances:
+    """What was found in an image, in the coordinates of a larger or smaller copy of it.
+
+    Args:
+        found: with `pred_boxes` and, where there are some, `pred_masks` and `pred_keypoints`.
+        size: (height, width) of the copy.
+
+    Returns:
+        Masks as :class:`RLEMasks`.
+    """
+    height, width = found.image_size
+    scale = torch.tensor([size[1] / width, size[0] / height])
+    result = Instances(size, **found.get_fields())
+    result.pred_boxes = Boxes(found.pred_boxes.tensor * scale.repeat(2))
+    if found.has("pred_keypoints"):
+        result.pred_keypoints = found.pred_keypoints * torch.cat((scale, torch.ones(1)))
+    if found.has("pred_masks"):
+        masks = found.pred_masks
+        if not isinstance(masks, RLEMasks):
+            rles = [encode_part(np.asarray(mask), 0, 0, found.image_size) for mask in masks]
+            masks = RLEMasks(rles, found.image_size)
+        result.pred_masks = masks.resized(size)
+    return result
+
+
+def reduced(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """An image (H, W, C) whose longer side has so many pixels at most."""
+    scale = longest / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,7 +1,6 @@
 """Large photographs cut into tiles, with their COCO annotations."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..utils.arguments import is_share, is_whole_number
-from ..utils.atomic_files import new_file
+from ..utils.arguments import is_whole_number
+from ..utils.atomic_files import new_file, new_folder
 from ..utils.image_files import any_number_of_pixels, read_rgb
 from ..weights.hub import sha256_of
 from .classes import registered
@@ -66,14 +65,9 @@ def slice_datasets(
             raise InputError(f"{output} holds tiles of {name!r} already; name another --output")
     lines = []
     for source in sources.values():
-        try:
-            with any_number_of_pixels(True):
-                lines.append(source.cut(Path(output), side, overlap, min_area))
-        except BaseException as error:
-            shutil.rmtree(Path(output, source.name), ignore_errors=True)
-            if isinstance(error, OSError):
-                raise InputError(f"{output} cannot be written: {error.strerror}") from None
-            raise
+        with any_number_of_pixels(True), new_folder(Path(output, source.name)) as folder:
+            path = Path(output, f"{source.name}.json")
+            lines.append(source.cut(folder, path, side, overlap, min_area))
     return lines
 
 
@@ -168,9 +162,8 @@ class _Source:
         for each in self.coco["annotations"]:
             self.annotations.get(each["image_id"], []).append(each)
 
-    def cut(self, output: Path, side: int, overlap: float, min_area: float) -> str:
-        folder = output / self.name
-        folder.mkdir(parents=True)
+    def cut(self, folder: Path, path: Path, side: int, overlap: float, min_area: float) -> str:
+        """Writes the tiles into a folder, and the JSON file; says what is in it."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         lost = 0
@@ -206,7 +199,6 @@ class _Source:
                         part |= {"id": len(annotations) + 1, "image_id": number}
                         annotations.append(part)
                 lost += len(annotations) == before
-        path = output / f"{self.name}.json"
         with new_file(path, force=False) as temporary:
             coco = {**self.coco, "images": images, "annotations": annotations}
             temporary.write_text(json.dumps(coco), "utf-8")
@@ -226,7 +218,7 @@ def _check(names: Sequence[str], side: int, overlap: float, min_area: float) -> 
         )
     if not is_whole_number(side, 1):
         raise InputError(f"--size takes pixels of a tile's side, 1 or more, not {side}")
-    if not is_share(overlap):
+    if not 0 <= overlap < 1:
         raise InputError(f"--overlap takes a share from 0 to below 1, not {overlap}")
     if not 0 < min_area <= 1:
         raise InputError(f"--min-area takes a share above 0, up to 1, not {min_area}")

@@ -44,23 +44,12 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="where the processes meet")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, or key=value of a LazyConfig")
     add_config_option(parser)
-    parser.add_argument(
-        "--replay",
-        default="",
-        metavar="FILE",
-        help="do not train: compute the losses of a batch that ended a run with a loss that was "
-        "not finite, and name the first module whose output was not",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="train in an output folder that holds an earlier training, which is moved aside",
-    )
-    parser.add_argument(
-        "--no-rehearsal",
-        action="store_true",
-        help="begin without building, using and scoring everything once before (docs/long_runs.md)",
-    )
+    replay = "no training: the losses of a batch that ended a run, and the first module at fault"
+    add("--replay", default="", metavar="FILE", help=replay)
+    overwrite = "train in an output folder that holds an earlier training, which is moved aside"
+    add("--overwrite", action="store_true", help=overwrite)
+    no_rehearsal = "begin without trying everything once before (docs/long_runs.md)"
+    add("--no-rehearsal", action="store_true", help=no_rehearsal)
     return parser
 
 

@@ -359,18 +359,14 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     """Its plain values and its functions and classes, by key."""
 
     def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, each in items:
-            place = f"{key}.{name}" if key else str(name)
-            if isinstance(each, dict | list):
-                yield from walk(each, place)
-            elif callable(each):
-                yield (
-                    place,
-                    f"{each.__module__}.{getattr(each, '__qualname__', type(each).__name__)}",
-                )
-            elif each is None or isinstance(each, str | int | float):
-                yield place, each
+        if isinstance(value, dict | list):
+            for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from walk(each, f"{key}.{name}" if key else str(name))
+        elif callable(value):
+            name = getattr(value, "__qualname__", type(value).__name__)
+            yield key, f"{value.__module__}.{name}"
+        elif value is None or isinstance(value, str | int | float):
+            yield key, value
 
     return dict(walk(OmegaConf.to_container(cfg, resolve=False), ""))
 

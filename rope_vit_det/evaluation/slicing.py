@@ -7,7 +7,6 @@ AP counts too, grow over their neighbours. Here only what the border of a slice 
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -18,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..config.keys import MIN_SLICE
-from ..data.rle_masks import RLEMasks, as_rle, box_of, encode_part
+from ..data.rle_masks import RLEMasks, as_rle, box_of, encode_part, reduced, resized
 from ..data.tiles import windows
 from ..errors import InputError
 
@@ -90,12 +89,9 @@ def find_in_slices(
         is_cut |= (edges[:, 3] > bottom - margin) & (bottom < height)
         found.append(_labelled(each, look, is_cut))
     if len(boxes) > 1:
-        scale = min(1.0, max(longest, side, _WHOLE) / max(size))
-        if scale < 1:
-            sides = (max(1, round(width * scale)), max(1, round(height * scale)))
-            image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
-        each = _enlarged(find(np.ascontiguousarray(image)), size)
-        look = _REDUCED if scale < 1 else len(boxes)
+        whole = reduced(image, max(longest, side, _WHOLE))
+        each = _enlarged(find(np.ascontiguousarray(whole)), size)
+        look = len(boxes) if whole is image else _REDUCED
         found.append(_labelled(each, look, torch.zeros(len(each), dtype=torch.bool)))
     return _merged(Instances.cat(found))
 
@@ -157,15 +153,8 @@ def _placed(found: Instances, left: int, top: int, size: tuple[int, int]) -> Ins
 
 def _enlarged(found: Instances, size: tuple[int, int]) -> Instances:
     """What was found in a reduced image, in the coordinates of the image itself."""
-    found = _placed(found, 0, 0, found.image_size)
-    height, width = found.image_size
-    scale = torch.tensor([size[1] / width, size[0] / height])
-    result = Instances(size, **found.get_fields())
-    result.pred_boxes = Boxes(found.pred_boxes.tensor * scale.repeat(2))
-    if found.has("pred_keypoints"):
-        result.pred_keypoints = found.pred_keypoints * torch.cat((scale, torch.ones(1)))
-    if found.has("pred_masks"):
-        result.pred_masks = found.pred_masks.resized(size)
+    result = resized(found, size)
+    if result.has("pred_masks"):
         result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
     return result
 

@@ -22,12 +22,13 @@ from ..layers.windows import from_windows, to_windows, window_groups
 from ..utils.arguments import (
     are_blocks,
     check_argument,
-    is_number,
+    check_rule,
     is_pair,
-    is_positive,
-    is_share,
     is_whole_number,
+    number,
+    optional,
     to_pair,
+    whole,
 )
 from ..utils.torch_private import compile_settings, graph_options, mark_dynamic
 from .encoder import Encoder, EncoderBlock
@@ -154,18 +155,11 @@ class RoPEViT(nn.Module):
             is_pair(image_size) and not any(side % patch_size for side in image_size),
             f"a side in pixels or [h, w], multiples of the patch size {patch_size}",
         )
-        check_argument(
-            "patch_stride",
-            patch_stride,
-            patch_stride is None or is_whole_number(patch_stride, 1),
-            f"None (the patch size {patch_size}) or a whole number of pixels, 1 or more",
-        )
-        check_argument(
-            "window_size",
-            window_size,
-            is_whole_number(window_size),
-            "0 (no windows) or a whole number of tokens",
-        )
+        check_rule("patch_stride", patch_stride, optional(whole(1), f"the patch size {patch_size}"))
+        check_rule("window_size", window_size, whole(0, " (0: no windows)"))
+        check_rule("rescale_coords", rescale_coords, optional(number(1), "off"))
+        check_rule("drop_path_rate", drop_path_rate, number(0, 1, or_most=False))
+        check_rule("num_classes", num_classes, whole(0, " (0: no classifier)"))
         check_argument(
             "global_blocks",
             global_blocks,
@@ -174,25 +168,11 @@ class RoPEViT(nn.Module):
             f"0..{num_layers - 1}",
         )
         check_argument(
-            "rescale_coords",
-            rescale_coords,
-            rescale_coords is None or (is_number(rescale_coords) and rescale_coords >= 1),
-            "None (off) or a number of 1 or more",
-        )
-        check_argument(
-            "drop_path_rate",
-            drop_path_rate,
-            is_share(drop_path_rate),
-            "None (the architecture's) or a number from 0 to below 1",
-        )
-        check_argument(
             "tile_pos_embed",
             tile_pos_embed,
             pos_embed or not tile_pos_embed,
             "False for a network without an absolute position table",
         )
-        classes = "0 (no classifier) or a whole number of classes"
-        check_argument("num_classes", num_classes, is_whole_number(num_classes), classes)
         if features_only:
             check_argument("num_classes", num_classes, not num_classes, "0 with features_only")
         if global_blocks is None:
@@ -492,9 +472,9 @@ class RoPEViT(nn.Module):
             rank: of the adapters; 0: there are none, and nothing changes.
             alpha, dropout: see :func:`~rope_vit_det.layers.lora.add_adapter`.
         """
-        check_argument("lora_rank", rank, is_whole_number(rank), "0 (none) or a whole number")
-        check_argument("lora_alpha", alpha, is_positive(alpha), "a number above 0")
-        check_argument("lora_dropout", dropout, is_share(dropout), "a number from 0 to below 1")
+        check_rule("lora_rank", rank, whole(0))
+        check_rule("lora_alpha", alpha, number(0, or_least=False))
+        check_rule("lora_dropout", dropout, number(0, 1, or_most=False))
         if rank == 0:
             return
         self.requires_grad_(False)

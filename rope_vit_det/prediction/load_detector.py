@@ -10,8 +10,9 @@ from torch import nn
 from ..checkpoint.checkpoint_files import FINAL, LAST, last_checkpoint
 from ..checkpoint.checkpointer import BEST, DetectorCheckpointer, classes_of
 from ..config.run_config import read_run_config
-from ..data.classes import Classes, num_classes
+from ..data.classes import Classes
 from ..data.coco_file import read_coco
+from ..data.validation.check import check_count
 from ..errors import InputError
 from ..weights.load import PREFIXES
 
@@ -69,11 +70,7 @@ def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Clas
             f"{source} does not hold the names of its classes; name the COCO file that it was "
             "trained on with --categories"
         )
-    wanted = num_classes(cfg)
-    if wanted and wanted[1] != len(classes["names"]):
-        raise InputError(
-            f"{source} has {len(classes['names'])} classes, {wanted[0]} is {wanted[1]}"
-        )
+    check_count(cfg, source, len(classes["names"]))
     return model, classes
 
 

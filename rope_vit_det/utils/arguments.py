@@ -1,7 +1,8 @@
 """What a value may be: an argument, a key of a config, a number in a JSON file."""
 
-from collections.abc import Sequence, Set
-from typing import Any
+import math
+from collections.abc import Callable, Sequence, Set
+from typing import Any, NamedTuple
 
 _MAX = 2**63
 
@@ -14,11 +15,6 @@ def is_whole_number(value: Any, least: int = 0) -> bool:
 def is_number(value: Any) -> bool:
     """Not True, False, NaN or infinite, nor beyond 2^63, as 10^400 in a JSON file is."""
     return type(value) in (int, float) and -_MAX < value < _MAX
-
-
-def is_share(value: Any) -> bool:
-    """A number from 0 to below 1."""
-    return is_number(value) and 0 <= value < 1
 
 
 def is_pair(value: Any) -> bool:
@@ -64,3 +60,52 @@ def is_positive(value: Any) -> bool:
 
 def is_id(value: Any) -> bool:
     return type(value) is int and is_number(value)
+
+
+class Rule(NamedTuple):
+    """What a key may be, and how a message says so."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+def whole(least: int, meaning: str = "") -> Rule:
+    text = f"a whole number of {least} or more"
+    return Rule(lambda value: is_whole_number(value, least), text + meaning)
+
+
+def number(
+    least: float, most: float = math.inf, *, or_least: bool = True, or_most: bool = True
+) -> Rule:
+    """A number from `least`, or above it, to `most`, or below it."""
+    text = f"{least} or more" if or_least else f"above {least}"
+    text += "" if most == math.inf else f", {'up to' if or_most else 'below'} {most}"
+    ends = [least] * or_least + [most] * or_most
+    return Rule(lambda x: is_number(x) and (least < x < most or x in ends), text)
+
+
+def several(rule: Rule, least: int = 1, most: float = math.inf) -> Rule:
+    """A list of values that follow a rule each."""
+    wanted = f"a list of {least}" if least == most else f"a list of {least} or more"
+    return Rule(
+        lambda value: (
+            isinstance(value, list | tuple)
+            and least <= len(value) <= most
+            and all(map(rule.holds, value))
+        ),
+        f"{wanted}, each: {rule.allowed}",
+    )
+
+
+def optional(rule: Rule, meaning: str) -> Rule:
+    """None, which has a meaning, or what a rule allows."""
+    text = f"None ({meaning}), or {rule.allowed}"
+    return Rule(lambda value: value is None or rule.holds(value), text)
+
+
+def check_rule(name: str, value: Any, rule: Rule) -> None:
+    """
+    Raises:
+        ArgumentError: see :func:`check_argument`.
+    """
+    check_argument(name, value, rule.holds(value), rule.allowed)

@@ -45,17 +45,20 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """For writing a folder whole or not at all: gives a temporary one, which is moved at the end.
 
     Raises:
-        InputError: as :func:`check_new_folder`.
+        InputError: as :func:`check_new_folder`, or it cannot be written.
     """
     path = Path(os.path.abspath(path))
     check_new_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        folder = Path(temporary, path.name)
-        folder.mkdir()
-        yield folder
-        folder.rename(path)
-    _flush_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            folder = Path(temporary, path.name)
+            folder.mkdir()
+            yield folder
+            folder.rename(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def check_new_file(path: str | os.PathLike[str], *, force: bool = False) -> None:

@@ -4,15 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
-from ..data.rle_masks import RLEMasks, encode_part
+from ..data.rle_masks import reduced, resized
 from .colours import class_metadata
 from .sheets import fit_scale, make_sheet, readable_scale, write_picture
 
@@ -39,25 +37,10 @@ def draw_instances(
 
 def draw_picture(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
     """:func:`draw_instances` at a size to look at: small images enlarged, large ones reduced."""
-    height, width = size = image.shape[:2]
-    scale = min(1.0, _LARGEST / max(size))
-    if scale < 1:
-        sides = (max(1, round(width * scale)), max(1, round(height * scale)))
-        image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
-        found, instances = instances, Instances(image.shape[:2], **instances.get_fields())
-        instances.pred_boxes = found.pred_boxes.clone()
-        instances.pred_boxes.scale(sides[0] / width, sides[1] / height)
-        if found.has("pred_masks"):
-            masks = found.pred_masks
-            if not isinstance(masks, RLEMasks):
-                masks = RLEMasks(
-                    [encode_part(np.asarray(each), 0, 0, size) for each in masks], size
-                )
-            instances.pred_masks = masks.resized(image.shape[:2])
-        if found.has("pred_keypoints"):
-            ratios = torch.tensor([sides[0] / width, sides[1] / height, 1.0])
-            instances.pred_keypoints = found.pred_keypoints * ratios
-    return draw_instances(image, instances, metadata, readable_scale(image))
+    picture = reduced(image, _LARGEST)
+    if picture is not image:
+        instances = resized(instances, picture.shape[:2])
+    return draw_instances(picture, instances, metadata, readable_scale(picture))
 
 
 def draw_predictions(

@@ -13,6 +13,7 @@ from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from ..config.keys import check_input_config, with_settings
+from ..config.rules import check_rules
 from ..data.loader import build_train_loader
 from ..data.validation.check import check_datasets
 from ..engine.run_folder import settle_seed
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     settings = {"DATASETS.TEST": (), "DATALOADER.NUM_WORKERS": 0, "SEED": settle_seed(cfg.SEED)}
     cfg = with_settings(cfg, settings)
+    check_rules(cfg)
     check_input_config(cfg)
     check_datasets(cfg)
     pictures: dict[str, np.ndarray] = {}

@@ -20,7 +20,7 @@ from ..models.rope_vit import RoPEViT
 from ..models.variants import VARIANTS, create_model, is_birders
 from ..utils.atomic_files import new_file
 from .info import BIRDER_VERSION, TASK, WeightsInfo, architecture_from_config
-from .safe import COMPILED, first_not_finite, load_safetensors, load_torch_file, not_plain
+from .safe import COMPILED, check_finite, check_state, load_safetensors, load_torch_file
 
 SUFFIXES = (".pt", ".safetensors")
 StateDict = Mapping[str, Tensor]
@@ -160,19 +160,11 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
         raise InputError(f"{path} is no weights file of birder's: it has no {missing[0]!r}")
     if fields.get("task", TASK) != TASK:
         raise InputError(f"{path} holds a network for {fields['task']}; wanted is one for {TASK}")
-    if not state:
-        raise InputError(f"{path}: its 'state' is not a dict of tensors")
-    for key, tensor in state.items():
-        if not isinstance(key, str) or not isinstance(tensor, Tensor) or not_plain(tensor):
-            raise InputError(
-                f"{path}: its 'state' is not a dict of tensors: {key!r} is "
-                f"{not_plain(tensor) or 'not under a name'}"
-            )
-    bad = first_not_finite(state.items())
-    if bad:
-        raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
+    check_state(path, state, "weights file of birder's")
     # Without the hooks that a pickled tensor may bring.
-    return {key.replace(COMPILED, ""): tensor.detach() for key, tensor in state.items()}, fields
+    state = {k.replace(COMPILED, ""): torch.as_tensor(t).detach() for k, t in state.items()}
+    check_finite(path, state.items())
+    return state, fields
 
 
 def info_from_fields(

@@ -65,17 +65,15 @@ class PublishedWeights:
 @cache
 def published_weights() -> Mapping[str, PublishedWeights]:
     """All entries, by name."""
-    birders = {
-        name: PublishedWeights(name, **entry | {"image_size": to_pair(entry["image_size"])})
-        for name, entry in _read("published_weights.json").items()
-    }
-    timms = {}
-    for name, entry in _read("timm_weights.json").items():
-        network, _, tag = name.partition(".")
-        values = {key: tuple(entry[key]) for key in ("rgb_mean", "rgb_std")}
+    found = {}
+    for name, entry in (_read("published_weights.json") | _read("timm_weights.json")).items():
+        network, _, tag = name.partition(".")  # timm's way
+        values: dict[str, Any] = {"network": network, "tag": tag} | entry
         values["image_size"] = to_pair(entry["image_size"])
-        timms[name] = PublishedWeights(name, network, tag, **entry | values)
-    return MappingProxyType(birders | timms)
+        for key in ("rgb_mean", "rgb_std"):
+            values[key] = tuple(entry.get(key, ()))
+        found[name] = PublishedWeights(name, **values)
+    return MappingProxyType(found)
 
 
 def _read(file: str) -> dict[str, dict[str, Any]]:

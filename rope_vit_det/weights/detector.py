@@ -18,7 +18,7 @@ from .birder import misfit
 from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
 from .info import WeightsInfo, architecture_from_config
 from .load import read_weights
-from .safe import first_not_finite, load_torch_file
+from .safe import check_finite, load_torch_file
 
 # What a run of Detectron2's writes beside its checkpoints.
 RUN_CONFIG = "config.yaml"
@@ -187,9 +187,7 @@ def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     if not state:
         raise InputError(f"{path} is no checkpoint of a RoPE ViT detector: it has no {BACKBONE}.*")
-    bad = first_not_finite(state.items())
-    if bad:
-        raise InputError(f"{path}: tensor {prefix}{bad} has NaN or infinite values")
+    check_finite(path, state.items())
     state = merge_state(state)
     found = info_from_metadata(metadata.get(BACKBONE, {}))
     return state, found and found[0]

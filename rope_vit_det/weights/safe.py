@@ -157,7 +157,7 @@ class _Safetensors(Mapping[str, Tensor]):
         return out
 
 
-def not_plain(value: Any) -> str | None:
+def _not_plain(value: Any) -> str | None:
     """Why something in a state dict cannot be loaded as a tensor; None: it can."""
     if isinstance(value, np.ndarray):
         try:
@@ -171,12 +171,32 @@ def not_plain(value: Any) -> str | None:
     return None
 
 
-def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The first key whose floating-point tensor holds a NaN or an infinity."""
+def check_state(path: str | os.PathLike[str], state: Any, what: str) -> None:
+    """Checks that a file holds tensors under names.
+
+    Args:
+        state: a state dict, if all is well.
+        what: the file should be, for the message.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{path} is no {what}: it holds no dict of tensors")
+    for key, value in state.items():
+        problem = _not_plain(value) if isinstance(key, str) else "not under a name"
+        if problem:
+            raise InputError(f"{path} is no {what}: its {key!r} is {problem}")
+
+
+def check_finite(path: str | os.PathLike[str], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """
+    Raises:
+        InputError: a floating-point tensor holds a NaN or an infinity; names the first.
+    """
     for key, tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return key
-    return None
+            raise InputError(f"{path}: tensor {key} has NaN or infinite values; get the file again")
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:

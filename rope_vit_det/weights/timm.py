@@ -28,10 +28,10 @@ from .info import WeightsInfo
 from .safe import (
     INDEX_SUFFIX,
     as_dtype,
-    first_not_finite,
+    check_finite,
+    check_state,
     load_safetensors,
     load_torch_file,
-    not_plain,
 )
 
 logger = logging.getLogger(__name__)
@@ -141,9 +141,7 @@ def read_state(
             content = content[wrapper]
     if not isinstance(content, Mapping) or layout_of(map(str, content)) is None:
         return None
-    for key, tensor in content.items():
-        if not_plain(tensor):
-            raise InputError(f"{path}: {key!r} is {not_plain(tensor)}")
+    check_state(path, content, "weights file")
     # Copies, which do not change with the file.
     return {
         str(key): as_dtype(torch.as_tensor(tensor).detach(), dtype, copy=True)
@@ -172,9 +170,7 @@ def read_timm_file(
         InputError: no network, or not this one, has these tensors; or they are not finite.
     """
     path = Path(path)
-    bad = first_not_finite((k, state[k]) for k in state if not k.endswith("bias_mask"))
-    if bad:
-        raise InputError(f"{path}: tensor {bad} has NaN or infinite values; get the file again")
+    check_finite(path, ((k, state[k]) for k in state if not k.endswith("bias_mask")))
     config = _config_beside(path)
     network = network or network_of_file_name(path.name)[0] or config.get("architecture")
     if network is not None:

@@ -65,7 +65,6 @@ def test_without_it_the_mapper_is_detectron2s(cfg):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("LSJ.IMAGE_SIZE", 0, "INPUT.LSJ.IMAGE_SIZE"),
         ("LSJ.MIN_SCALE", 3.0, "INPUT.LSJ.MIN_SCALE"),
         ("CROP.ENABLED", True, "set INPUT.CROP.ENABLED False"),
     ],

@@ -127,7 +127,7 @@ def refusal(monkeypatch, tmp_path, small_demo_dataset):
         # our own switches
         ("MODEL.ROPE_VIT.NAME ['a']", "MODEL.ROPE_VIT.NAME takes a str"),
         ("MODEL.ROPE_VIT.WINDOW_SIZE False", "MODEL.ROPE_VIT.WINDOW_SIZE takes a int"),
-        ("MODEL.ROPE_VIT.DROP_PATH_RATE False", "None (the architecture's) or a number"),
+        ("MODEL.ROPE_VIT.DROP_PATH_RATE False", "allowed: 0 or more, below 1"),
         # keys
         ("MODEL.ROPE_VIT 3", "MODEL.ROPE_VIT is a section"),
         ("SOLVER.LEARNING_RATE 0.1", "there is no key SOLVER.LEARNING_RATE"),

@@ -166,7 +166,7 @@ def test_a_detector_runs_without_this_package(
     assert Path("int8.bin").stat().st_size < 0.4 * Path("detector.bin").stat().st_size
     with pytest.raises(RunError, match="more than --max-ap-loss -101"):
         main.run(output="no.xml", int8="own_val", max_ap_loss=-101.0, **options)
-    with pytest.raises(InputError, match=r"--int8: no dataset is registered as .nowhere"):
+    with pytest.raises(InputError, match="--int8: no dataset is registered as 'nowhere'"):
         main.run(output="no.xml", int8="nowhere", **options)
     assert not list(tmp_path.glob("*no*"))
 

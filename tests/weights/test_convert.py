@@ -258,7 +258,7 @@ def test_what_cannot_be_is_refused(birder_file, detector, tmp_path):
     larger = torch.load(alone)
     larger["model"]["backbone.net.class_token"][:] = float("nan")
     torch.save(larger, alone)
-    _refused("backbone.net.class_token has NaN", str(alone), out, head_from=str(origin))
+    _refused("tensor class_token has NaN", str(alone), out, head_from=str(origin))
     torch.save({"model": {"weight": torch.ones(2)}}, alone)
     _refused("no checkpoint of a RoPE ViT detector", str(alone), out)
     assert not out.parent.exists()

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ...errors import InputError
+from ...utils.atomic_files import new_folder
 from .shapes import CATEGORIES, background, coverage, outline, paint
 
 SPLITS = {"train": 800, "val": 80}
@@ -62,15 +61,9 @@ def generate_demo_dataset(root: str | os.PathLike) -> None:
     """
     root = Path(root)
     if not root.exists():
-        root.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=root.name + "."))
-        try:
+        with new_folder(root) as draft:
             for number, (split, count) in enumerate(SPLITS.items()):
                 _write_split(draft, split, number, count)
-            draft.chmod(0o755)  # mkdtemp's is for its owner only
-            draft.rename(root)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     for split in SPLITS:
         print(_describe(split, _read_annotations(root, split)), flush=True)
 

@@ -69,12 +69,10 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
                 names = _check_dicts(cfg, name, metadata, faults_file, is_test)
             if names is not None and (kind in _BY_CLASS or not is_test):
                 classes[name] = names
-    if not classes:
-        return None
-    first = next(iter(classes))
+    first = next(iter(classes), "")
     for name, names in classes.items():
         check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
-    return classes[first]
+    return classes.get(first)
 
 
 def check_same_classes(names: list[str], owner: str, others: list[str], other: str) -> None:
@@ -119,7 +117,7 @@ def _check_coco(
     coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
     inspection = inspect_coco(coco, path, metadata.image_root, _use(cfg, is_test))
     _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
-    _check_count(cfg, path, len(coco["categories"]))
+    check_count(cfg, path, len(coco["categories"]))
     return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
 
 
@@ -159,11 +157,18 @@ def _check_dicts(
     _report(cfg, inspection, faults_file, print_all=False)
     if not has_objects or classes is None:
         return None
-    _check_count(cfg, f"dataset {name!r}", len(classes))
+    check_count(cfg, f"dataset {name!r}", len(classes))
     return [str(each) for each in classes]
 
 
-def _check_count(cfg: CfgNode, source: str, count: int) -> None:
+def check_count(cfg: CfgNode, source: str, count: int) -> None:
+    """
+    Args:
+        count: of the categories of a source.
+
+    Raises:
+        InputError: the model knows another number of them.
+    """
     wanted = num_classes(cfg)
     if wanted is not None and wanted[1] != count:
         raise InputError(
