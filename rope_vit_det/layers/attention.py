@@ -148,10 +148,10 @@ def attend_windows(
     # Split rather than sliced: a graph for many sizes then knows that the parts make up the whole.
     sizes = [num_special_tokens, num_tokens(windows)]
     (q_s, q_p), (k_s, k_p), (v_s, v_p) = (t.split(sizes, dim=1) for t in (q, k, v))
-    within = attend_within(q_p, k_p, v_p, k_s, v_s, windows, attend)
-    if num_special_tokens == 0:
-        return within
-    return torch.cat((attend(q_s, k, v), within), dim=1)
+    runs = attend_within(q_p, k_p, v_p, k_s, v_s, windows, attend)
+    if num_special_tokens:
+        runs.insert(0, attend(q_s, k, v))
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)
 
 
 def attend_within(
@@ -162,7 +162,7 @@ def attend_within(
     v_special: Tensor,
     windows: Sequence[WindowGroup],
     attend: Attend = attend,
-) -> Tensor:
+) -> list[Tensor]:
     """Attention of patch tokens to their own window and to the special tokens.
 
     Args:
@@ -172,7 +172,7 @@ def attend_within(
         attend: :func:`attend`, or another kernel for it.
 
     Returns:
-        Tensor: (B, N, H, D).
+        list: of each run (B, num * tokens, H, D).
     """
     sizes = [num * tokens for _, num, tokens in windows]
     runs = zip(*(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
@@ -186,4 +186,4 @@ def attend_within(
         )
         y = attend(*(t.flatten(0, 1) for t in (q, k, v)))
         out.append(y.unflatten(0, (-1, num)).flatten(1, 2))
-    return torch.cat(out, dim=1)
+    return out

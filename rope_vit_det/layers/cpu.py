@@ -258,10 +258,10 @@ def _windows_by_parts(
         rows = slice(rows.stop, rows.stop + num_tokens(part))
         q, k, v = _project(block, product, x[:, rows], rope[:, rows])
         seen.add(k, v)
-        found = attend_within(q, k, v, *special, part, attend)
+        found = _cat(attend_within(q, k, v, *special, part, attend))
         out[:, rows] = _finish(block, product, x[:, rows], found)
 
-    found = torch.cat((seen.result(), found_first), dim=1)
+    found = _cat([seen.result(), *found_first])
     out[:, rows_first] = _finish(block, product, x[:, rows_first], found)
     return out
 

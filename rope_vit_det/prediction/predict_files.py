@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -22,9 +22,12 @@ from ..visualization.predictions import draw_instances, draw_picture
 from ..visualization.sheets import write_picture
 from .inputs import check_images, find_video
 from .label_files import Predictions
-from .predictor import Predictor
+from .predictor import Predictor, Prepared
 from .slicing import SlicedPredictor, check_slicing
 from .video import Video, new_video
+
+# What pictures are drawn on, if any are, and what the detector gets.
+_Loaded: TypeAlias = tuple[np.ndarray | None, np.ndarray | Prepared]
 
 
 def run(
@@ -136,14 +139,14 @@ class _Work:
     """Runs the detector, and counts."""
 
     def __init__(self, model: Predictor | SlicedPredictor, keep: torch.Tensor | None) -> None:
-        self._model = model
+        self._model: Any = model  # of slices: takes arrays alone
         self._keep = keep
         self.seconds = 0.0
         self.num_images = 0
         self.found: Counter[int] = Counter()
 
     def __call__(
-        self, images: list[np.ndarray], channel_order: Literal["RGB", "BGR"]
+        self, images: Sequence[np.ndarray | Prepared], channel_order: Literal["RGB", "BGR"]
     ) -> list[Instances]:
         start = time.perf_counter()
         results = self._model.predict(images, channel_order=channel_order)
@@ -176,12 +179,15 @@ def _predict_images(
 ) -> int:
     """Returns how many images were left out."""
 
-    def load(path: str) -> np.ndarray | InputError:
+    def load(path: str) -> _Loaded | InputError:
         try:
             with any_number_of_pixels(source.are_sliced):
                 image = read_rgb(path)
-            predictor.check_size(image.shape[:2], path)
-            return image
+            drawn_on = image if output else None
+            if source.are_sliced:
+                predictor.check_size(image.shape[:2], path)
+                return drawn_on, image
+            return drawn_on, predictor.prepare(image, path)
         except InputError as error:
             return error
 
@@ -192,16 +198,16 @@ def _predict_images(
         batches = load_batches(source.paths, batch_size, load)
     with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
         for loaded in batches:
-            batch = [pair for pair in loaded if not isinstance(pair[1], InputError)]
+            batch = [(p, *each) for p, each in loaded if not isinstance(each, InputError)]
             new = [error for _, error in loaded if isinstance(error, InputError)]
             for error in new:
                 bar.write(f"left out: {error}", file=sys.stderr)
             errors += new
-            results = work([image for _, image in batch], "RGB") if batch else []
-            for (path, image), found in zip(batch, results, strict=True):
+            results = work([made for *_, made in batch], "RGB") if batch else []
+            for (path, image, _), found in zip(batch, results, strict=True):
                 if labels:
                     labels.add(source.ids[path], found, file_name=path)
-                if output:
+                if image is not None:
                     picture = draw_picture(image, found, predictor.metadata)
                     write_picture(picture, source.pictures[path])
             bar.update(len(loaded))

@@ -1,8 +1,10 @@
 """A trained detector, from images to Detectron2's Instances."""
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..utils.device import find_device
-from ..utils.image_files import read_rgb
+from ..utils.image_files import READERS, read_rgb
 from ..utils.memory import bound_caches
 from ..visualization.colours import class_metadata
 from .load_detector import load_detector, read_detector_config
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import supervision
 
 ImageLike: TypeAlias = str | os.PathLike | BinaryIO | Image.Image | np.ndarray
+# Detectron2's input: "image" (3, h, w) uint8, and "height" and "width" of the result.
+Prepared: TypeAlias = dict[str, Any]
 
 
 class Predictor:
@@ -87,7 +91,10 @@ class Predictor:
         return self.predict([image], channel_order=channel_order)[0]
 
     def predict(
-        self, images: Sequence[ImageLike], *, channel_order: Literal["RGB", "BGR"] = "RGB"
+        self,
+        images: Sequence[ImageLike | Prepared],
+        *,
+        channel_order: Literal["RGB", "BGR"] = "RGB",
     ) -> list[Instances]:
         """What the detector finds in images.
 
@@ -96,7 +103,7 @@ class Predictor:
 
         Args:
             images: paths, files open for reading bytes and PIL images, which are turned as their
-                EXIF data say, or arrays (H, W, 3) uint8.
+                EXIF data say, or arrays (H, W, 3) uint8, or what :meth:`prepare` made of these.
             channel_order: of arrays; OpenCV's are BGR.
 
         Returns:
@@ -109,12 +116,17 @@ class Predictor:
         """
         if channel_order not in ("RGB", "BGR"):
             raise InputError(f"channel_order must be RGB or BGR, got {channel_order!r}")
-        inputs = []
-        for number, image in enumerate(images, start=1):
+
+        def prepare(image: ImageLike | Prepared, number: int) -> Prepared:
+            if isinstance(image, dict):
+                return image
             name = _name(image, number)
-            pixels = _as_rgb(image, name, channel_order)
-            self.check_size(pixels.shape[:2], name)
-            inputs.append(self._prepare(pixels))
+            return self.prepare(_as_rgb(image, name, channel_order), name)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            # One object of PIL's is not for two threads.
+            several = 1 < len(images) == len({id(image) for image in images})
+            inputs = list((pool.map if several else map)(prepare, images, itertools.count(1)))
         groups = defaultdict(list)
         for i, each in enumerate(inputs):
             groups[each["image"].shape].append(i)
@@ -123,6 +135,25 @@ class Predictor:
             for i, found in zip(group, self._run([inputs[i] for i in group]), strict=True):
                 results[i] = found
         return results
+
+    def prepare(self, image: np.ndarray, name: str) -> Prepared:
+        """The input of the network for an image, such as threads make ahead for :meth:`predict`.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            name: of it, for the message.
+
+        Raises:
+            InputError: see :meth:`check_size`.
+        """
+        self.check_size(image.shape[:2], name)
+        height, width = image.shape[:2]
+        if self.cfg.INPUT.FORMAT == "BGR":
+            image = image[:, :, ::-1]
+        if not self._tta:  # which resizes by itself
+            image = self._resize.get_transform(image).apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
 
     def check_size(self, size: tuple[int, int], name: str) -> None:
         """
@@ -164,18 +195,7 @@ class Predictor:
         detections.data["class_name"] = names[detections.class_id]
         return detections
 
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
-        height, width = image.shape[:2]
-        if self.cfg.INPUT.FORMAT == "BGR":
-            image = image[:, :, ::-1]
-        if self._tta:  # resizes by itself
-            tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-            return {"image": tensor, "height": height, "width": width}
-        image = self._resize.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32))
-        return {"image": tensor, "height": height, "width": width}
-
-    def _run(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+    def _run(self, inputs: list[Prepared]) -> list[Instances]:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
         try:
             with torch.no_grad(), autocast:

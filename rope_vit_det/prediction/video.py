@@ -1,7 +1,9 @@
 """Frames of a video, and a video of frames, through OpenCV. Frames are BGR, (H, W, 3) uint8."""
 
+import itertools
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,19 +44,23 @@ class Video:
         self.num_frames = max(int(count), 0)
 
     def batches(self, size: int) -> Iterator[list[np.ndarray]]:
-        """Its frames in order, `size` at a time."""
+        """Its frames in order, `size` at a time, one batch ahead of whoever takes them."""
         capture = cv2.VideoCapture(self.path)
-        batch: list[np.ndarray] = []
+
+        def read() -> list[np.ndarray]:
+            frames = iter(capture.read, None)
+            whole = (frame for ok, frame in itertools.takewhile(lambda each: each[0], frames))
+            return list(itertools.islice(whole, size))
+
         try:
-            while True:
-                read, frame = capture.read()
-                if read:
-                    batch.append(frame)
-                if batch and (len(batch) == size or not read):
+            with ThreadPoolExecutor(1) as pool:
+                ahead = pool.submit(read)
+                while batch := ahead.result():
+                    if len(batch) == size:
+                        ahead = pool.submit(read)
                     yield batch
-                    batch = []
-                if not read:
-                    return
+                    if len(batch) < size:
+                        return
         finally:
             capture.release()
 

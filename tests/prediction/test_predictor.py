@@ -144,6 +144,12 @@ def test_what_has_no_answer_has_a_reason(predictor, photos, tmp_path):
 
 def test_a_result_does_not_depend_on_the_rest_of_the_batch(predictor, photos):
     together = predictor.predict(photos)
+    ahead = [predictor.prepare(read_rgb(path), str(path)) for path in photos]
+    assert all(each["image"].dtype == torch.uint8 for each in ahead)
+    for found, other in zip(predictor.predict(ahead), together, strict=True):
+        assert_same(found, other)
+    image = Image.open(photos[0])
+    assert_same(*predictor.predict([image, image]))
     for path, found in zip(photos, together, strict=True):
         alone = predictor(path)
         assert len(found) == len(alone)
