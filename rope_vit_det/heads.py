@@ -8,6 +8,8 @@ of our pyramids.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -20,7 +22,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
     MaskRCNNConvUpsampleHead,
 )
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
@@ -67,9 +69,53 @@ class FastMaskHead(MaskRCNNConvUpsampleHead):
         return found | {"conv_norm": norm_by_name(found["conv_norm"])}
 
 
+class FastPolygonMasks(PolygonMasks):
+    """Detectron2's :class:`PolygonMasks`, of which one call draws those of all boxes."""
+
+    def __init__(self, polygons: list[list[np.ndarray]]) -> None:
+        """
+        Args:
+            polygons: of other masks: they are neither checked nor copied once more.
+        """
+        self.polygons = polygons
+
+    def __getitem__(self, item: Any) -> "FastPolygonMasks":
+        if isinstance(item, Tensor):
+            item = (item.nonzero()[:, 0] if item.dtype == torch.bool else item).tolist()
+        if isinstance(item, slice):
+            return FastPolygonMasks(self.polygons[item])
+        return FastPolygonMasks([self.polygons[i] for i in ([item] if type(item) is int else item)])
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """See :meth:`PolygonMasks.crop_and_resize`."""
+        if not len(boxes):
+            return boxes.new_empty((0, mask_size, mask_size), dtype=torch.bool)
+        moved = []
+        for polygons, box in zip(self.polygons, boxes.cpu().numpy(), strict=True):
+            sides = np.array([mask_size / max(side, 0.1) for side in box[2:] - box[:2]])
+            moved += [((each.reshape(-1, 2) - box[:2]) * sides).ravel() for each in polygons]
+        drawn = iter(mask_util.frPyObjects(moved, mask_size, mask_size) if moved else ())
+        nothing = mask_util.encode(np.zeros((mask_size, mask_size), np.uint8, order="F"))
+        masks = [
+            mask_util.merge([next(drawn) for _ in each] or [nothing]) for each in self.polygons
+        ]
+        pixels = mask_util.decode(masks).astype(bool).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).to(boxes.device)
+
+
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class FastRPN(RPN):
-    """Detectron2's :class:`RPN`, for all images of a batch at once where they are on a GPU."""
+    """Detectron2's :class:`RPN`, for all images of a batch at once where they are on a GPU.
+
+    The first part of a detector that sees the targets, it has their polygons drawn sooner, too.
+    """
+
+    def forward(self, images: ImageList, features: Any, gt_instances: Any = None) -> Any:
+        """See :meth:`RPN.forward`."""
+        for each in gt_instances or ():
+            if each.has("gt_masks") and type(each.gt_masks) is PolygonMasks:
+                each.gt_masks = FastPolygonMasks(each.gt_masks.polygons)
+        return super().forward(images, features, gt_instances)
 
     def losses(
         self,

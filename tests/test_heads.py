@@ -2,20 +2,21 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers.batch_norm import LayerNorm
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from helpers import DEMO_CONFIG, relative_difference
 from torchvision.ops import batched_nms
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det import heads as our_heads
-from rope_vit_det.heads import FastLayerNorm, FastRPN, suppress
+from rope_vit_det.heads import FastLayerNorm, FastPolygonMasks, FastRPN, suppress
 
 
 @pytest.fixture
@@ -91,9 +92,8 @@ def test_a_detector_of_our_parts_is_the_one_of_detectron2s():
     image = {"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)}
     target = Instances((96, 128), gt_boxes=Boxes(torch.tensor([[8.0, 8.0, 60.0, 70.0]])))
     target.gt_classes = torch.tensor([1])
+    target.gt_masks = PolygonMasks([[[8.0, 8.0, 60.0, 20.0, 30.0, 70.0]]])
     image["instances"] = target
-    for detector in (ours, theirs):
-        detector.roi_heads.mask_on = False
     with EventStorage():
         losses = []
         for detector in (ours, theirs):
@@ -102,6 +102,30 @@ def test_a_detector_of_our_parts_is_the_one_of_detectron2s():
     assert losses[0].keys() == losses[1].keys()
     for name, loss in losses[0].items():
         assert loss.item() == pytest.approx(losses[1][name].item(), rel=1e-4), name
+
+
+def test_targets_of_polygons_are_detectron2s():
+    generator = torch.Generator().manual_seed(0)
+
+    def polygon(corners):
+        return (torch.rand(corners, 2, generator=generator) * 60 + 20).flatten().tolist()
+
+    theirs = PolygonMasks([[polygon(3)], [polygon(9), polygon(4), polygon(30)], [polygon(5)]] * 5)
+    ours = FastPolygonMasks(theirs.polygons)
+    boxes = torch.rand(15, 4, generator=generator) * 30
+    boxes[:, 2:] += 40
+    boxes[4] = torch.tensor([30.0, 30.0, 30.0, 70.0])  # of no width
+    found, oracle = (masks.crop_and_resize(boxes, 28) for masks in (ours, theirs))
+    assert found.any() and found.dtype == oracle.dtype and torch.equal(found, oracle)
+    for few in ([], [[]], [[], [polygon(4)]]):
+        few = PolygonMasks(few)
+        found = FastPolygonMasks(few.polygons).crop_and_resize(boxes[: len(few)], 14)
+        assert torch.equal(found, few.crop_and_resize(boxes[: len(few)], 14))
+    for item in (3, slice(2, 9), [4, 4, 1], torch.tensor([5, 0]), torch.arange(15) % 4 == 1):
+        chosen = ours[item]
+        assert type(chosen) is FastPolygonMasks and len(chosen) == len(theirs[item])
+        for a, b in zip(chosen.polygons, theirs[item].polygons, strict=True):
+            assert all(map(np.array_equal, a, b))
 
 
 def _boxes(num, clusters, seed=0, side=800.0):
