@@ -3,17 +3,19 @@
 import importlib.util
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from detectron2.solver.build import reduce_param_groups
 from fvcore.common.registry import Registry
 from torch import nn
 
 from ..config.keys import check_optimizer_config, warn_of_high_rate
 from ..errors import InputError, did_you_mean
 from ..models import RoPEViT
+from ..utils.torch_private import clip_each_norm
 
 BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
 _NO_DECAY = ("class_token", "reg_tokens", "pos_embedding", "frequencies")
@@ -104,10 +106,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     optimizer = _find(cfg.SOLVER.OPTIMIZER)(cfg, groups, model)
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        _clip_norm_of_all(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
-        return optimizer
-    return maybe_add_gradient_clipping(cfg, optimizer)
+    if clip.ENABLED:
+        optimizer.register_step_pre_hook(partial(_clip, clip))
+    return optimizer
 
 
 def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -205,11 +206,15 @@ if hasattr(torch.optim, "Muon"):
     OPTIMIZERS.register(_muon)
 
 
-def _clip_norm_of_all(optimizer: torch.optim.Optimizer, most: float, norm_type: float) -> None:
-    """Scales the gradient as a whole, which Detectron2 leaves to its projects ("full_model")."""
-
-    def clip(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, most, norm_type)
-
-    optimizer.register_step_pre_hook(clip)
+def _clip(
+    clip: CfgNode, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Clips all gradients in a few calls; Detectron2 does one by one, and has no "full_model"."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if clip.CLIP_TYPE == "value":
+        nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+    elif clip.CLIP_TYPE == "norm":
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        clip_each_norm(gradients, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)

@@ -67,3 +67,10 @@ def graph_options(x: Tensor, dynamic: bool) -> dict[str, Any] | None:
     if dynamic and x.is_cuda and name in torch._inductor.list_options():
         return {name: False}
     return None
+
+
+def clip_each_norm(gradients: list[Tensor], most: float, norm_type: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_` of each gradient alone, in a few calls for all."""
+    norms = torch.stack(torch._foreach_norm(gradients, norm_type))[:, None]
+    factors = most / (torch.linalg.vector_norm(norms, norm_type, dim=1) + 1e-6)
+    torch._foreach_mul_(gradients, factors.clamp(max=1.0).unbind())

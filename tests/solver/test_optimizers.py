@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer as detectron2_optimizer
+from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from rope_vit_det import create_backbone
@@ -251,3 +252,18 @@ def test_adamw_is_fused_on_gpus_alone(detector_cfg, monkeypatch, name):
         optimizer = build_optimizer(detector_cfg, model)
         groups = [group for group in optimizer.param_groups if not group.get("muon")]
         assert groups and {group["fused"] for group in groups} == {fused}
+
+
+@pytest.mark.parametrize("clip_type", ["value", "norm"])
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+def test_clipping_is_detectron2s_to_the_bit(detector_cfg, clip_type, norm_type):
+    solver = detector_cfg.SOLVER
+    clip = solver.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.NORM_TYPE, clip.CLIP_VALUE = True, clip_type, norm_type, 2.0
+    solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY = "SGD", 1.0, 0.0, 0.0
+    model = _Blocks()
+    oracle, before = copy.deepcopy(model), copy.deepcopy(model)
+    _steps(model, build_optimizer(detector_cfg, model), 1)
+    theirs = torch.optim.SGD(oracle.parameters(), lr=1.0)
+    _steps(oracle, maybe_add_gradient_clipping(detector_cfg, theirs), 1)
+    assert _same(model, oracle) and not _same(model, before)
