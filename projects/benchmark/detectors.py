@@ -196,7 +196,6 @@ def _measure(
         if taken is None:
             failed.append({**label, "why": "more memory than the device has"})
             continue
-        _drop_gradients(model)
         measured.append(
             {
                 **label,

@@ -62,14 +62,15 @@ def test_a_step_in_half_precision_moves_every_weight(cfg, dtype):
     if dtype == "float16" and REHEARSED:
         pytest.skip("float16 is for GPUs")
     cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, dtype
-    cfg.SEED = 3
+    cfg.SEED, cfg.SOLVER.BASE_LR = 3, 1e-4
+    steps = 12  # the first ones of float16 may find a scale that is too large
     model = build_model(cfg).train()
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     step = build_train_step(
-        cfg, model, iter([[detector_input(128, 192)]] * 3), build_optimizer(cfg, model)
+        cfg, model, iter([[detector_input(128, 192)]] * steps), build_optimizer(cfg, model)
     )
     with EventStorage() as storage:
-        for step.iter in range(3):
+        for step.iter in range(steps):
             step.run_step()
         assert np.isfinite(storage.latest()["total_loss"][0])
     moved = {k for k, p in model.named_parameters() if not torch.equal(p.detach(), before[k])}
@@ -116,7 +117,8 @@ def _end(process):
 def _train(start, device, output, iterations, *opts):
     config = ("--config-file", ROOT / "configs" / "demo.yaml")
     fixed = ("MODEL.DEVICE", device.type, "OUTPUT_DIR", output, "TEST.EVAL_PERIOD", "0")
-    fixed += ("SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", 2, *(TINY if REHEARSED else ()))
+    fixed += ("SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", iterations // 8)
+    fixed += TINY if REHEARSED else ()
     return start("train_net.py", *config, *opts, *fixed)
 
 
@@ -134,8 +136,9 @@ def _steps_taken(folder):
 
 @pytest.fixture(scope="module")
 def trained(start, device):
-    """The demo's detector after a short training, rehearsal and evaluation included."""
-    _end(_train(start, device, "out", ITERATIONS))
+    """The demo's detector that learned its few images, rehearsal and evaluation included."""
+    test = ("DATASETS.TEST", "('rope_vit_det_demo_train',)")
+    _end(_train(start, device, "out", ITERATIONS, *test))
     return start.folder / "out"
 
 
@@ -144,8 +147,8 @@ def test_the_demo_learns(trained):
     losses = [row["total_loss"] for row in rows if "total_loss" in row]
     assert np.isfinite(losses).all()
     if not REHEARSED:
-        assert losses[-1] < 0.8 * losses[0]
-        assert rows[-1]["bbox/AP50"] > 1
+        assert losses[-1] < 0.7 * losses[0]
+        assert rows[-1]["bbox/AP50"] > 10 and rows[-1]["segm/AP50"] > 10
     assert _steps_taken(trained) == {ITERATIONS}
 
 
