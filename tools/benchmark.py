@@ -63,6 +63,7 @@ def main() -> None:
     exported = args.pop("exported")
     if {"step", "predict"} & set(args.get("modes", ())):
         from projects.benchmark import detectors
+        from projects.benchmark.report import format_bars
 
         known = {"networks", "modes", "sizes", "batch_size", "repeats", "device", "recipe", "opts"}
         _refuse(set(args) - known, "--modes step predict does not use")
@@ -72,7 +73,7 @@ def main() -> None:
         if batch_size := args.pop("batch_size", None):
             args["batch_sizes"] = [batch_size]
         results = detectors.run_detectors(detectors.DetectorOptions(**args))
-        print(detectors.format_detectors(results))
+        print(detectors.format_detectors(results), format_bars(results["bars"]), sep="\n\n")
     elif exported:
         from projects.benchmark.exported import format_exported, measure_exported
 

@@ -81,3 +81,14 @@ def test_a_network_that_exported_does_not_know_is_named():
         InputError, match="unknown network 'global'; known are rope_vit_reg4_demo16"
     ):
         measure_exported(["global"])
+
+
+@pytest.mark.slow
+def test_a_detectors_options_are_its_own():
+    for wrong, told in (
+        (("--modes", "step", "--networks", "eva02"), "unknown 'eva02'; known are windowed, global"),
+        (("--modes", "step", "--grids", "4x6"), "--modes step predict does not use --grids"),
+        (("--sizes", "64x64"), "only --modes step predict uses --sizes"),
+    ):
+        answer = run(*wrong)
+        assert answer.returncode == 2 and told in answer.stderr

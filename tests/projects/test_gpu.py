@@ -11,6 +11,7 @@ import pytest
 
 from projects.benchmark import gpu, gpu_wheels
 from projects.benchmark.bars import BARS, check_bars
+from projects.benchmark.detectors import DetectorOptions, build_detector
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,10 +43,10 @@ def test_bars_are_of_their_machine(card, times):
 
 def test_a_part_that_there_is_no_time_for_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "LIMIT", 10)
-    assert gpu.run_parts(["step", "tests"], tmp_path, "cuda", False) == 1
+    assert gpu.run_parts(["step", "peers"], tmp_path, "cuda", False) == 1
     said = capsys.readouterr().out
     assert 'step: left out, 10 s are over: make gpu PARTS="step"' in said
-    assert "tests: left out" in said and said.count("not measured") == 16
+    assert "peers: left out" in said and said.count("not measured") == 16
 
 
 @pytest.mark.slow
@@ -59,10 +60,11 @@ def test_every_part_is_rehearsed(tmp_path):
     results = {name: json.loads((out / f"{name}.json").read_text()) for name in gpu.PARTS}
     report = (out / "report.md").read_text()
     assert report in answer.stdout and report.count("not measured") == 16
-    assert results["tests"]["status"] == 0 and "passed" in results["tests"]["table"]
+    tests = {name: results.pop(name) for name in ("test-network", "test-detector")}
+    assert all(each["status"] == 0 and "passed" in each["table"] for each in tests.values())
     for name, result in results.items():
         assert f"## {name}, " in report
-        assert name == "tests" or result["measurements"], name
+        assert result["measurements"], name
         assert not result.get("failed") and not result.get("absent")
         for each in result["measurements"]:
             assert each.get("median_s", 1) > 0 and each.get("images_per_s", 1) > 0
@@ -72,6 +74,23 @@ def test_every_part_is_rehearsed(tmp_path):
     assert results["predict"]["measurements"][0]["detections"] > 0
     steps = {(m["network"], m["heads"], m["batch_size"]) for m in results["step"]["measurements"]}
     assert len(steps) == 6
+
+
+def test_peers_stand_under_detectron2s_parts_alone():
+    """Beside their networks, all have the parameters of ours."""
+    options = DetectorOptions(opts=gpu.TINY)
+    ours = build_detector("windowed", "recipe", options).model
+    for network in ("vitdet", "birder"):
+        for heads in ("Detectron2", "recipe"):
+            model = build_detector(network, heads, options).model
+            rooms = {type(module).__module__.partition(".")[0] for module in model.modules()}
+            assert heads == "recipe" or "rope_vit_det" not in rooms
+            assert _behind_the_network(model) == _behind_the_network(ours)
+
+
+def _behind_the_network(model):
+    named = model.named_parameters()
+    return {k: p.shape for k, p in named if not k.startswith("backbone.net.")}
 
 
 def _wheel_of(size):
