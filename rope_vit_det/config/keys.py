@@ -249,6 +249,8 @@ def check_precision(cfg: CfgNode) -> None:
 def check_optimizer_config(cfg: CfgNode) -> None:
     """Refuses SOLVER keys of Detectron2's SGD that SOLVER.OPTIMIZER does not read.
 
+    One of the user's own is taken to read none of them either.
+
     Raises:
         InputError: names the key, its value and its default.
     """

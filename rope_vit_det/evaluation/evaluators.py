@@ -58,7 +58,8 @@ def check_evaluator(dataset_name: str) -> None:
         raise InputError(
             f"DATASETS.TEST: dataset {dataset_name!r} has evaluator_type {kind!r}; set it in its "
             f"MetadataCatalog entry to one of {', '.join(kind for kind, _ in EVALUATORS)}, or "
-            "register your own in rope_vit_det.evaluation.EVALUATORS"
+            "register your own in rope_vit_det.evaluation.EVALUATORS, at the top level of your "
+            "script"
         )
     if kind.startswith("cityscapes") and np.lib.NumpyVersion(np.__version__) >= "2.3.0":
         raise InputError(
@@ -82,12 +83,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") ->
         output_folder: for result files; "": that of :func:`results_folder`.
 
     Raises:
-        InputError: see :func:`check_evaluator`.
+        InputError: see :func:`check_evaluator`; or what is registered makes no evaluator.
     """
     check_evaluator(dataset_name)
     folder = output_folder or results_folder(cfg, dataset_name)
     kind = MetadataCatalog.get(dataset_name).evaluator_type
-    return EVALUATORS.get(kind)(cfg, dataset_name, folder)
+    evaluator = EVALUATORS.get(kind)(cfg, dataset_name, folder)
+    if not hasattr(evaluator, "process"):  # Detectron2 would evaluate nothing, without a word
+        raise InputError(
+            f"evaluator_type {kind!r} of dataset {dataset_name!r} gives {evaluator!r}; register a "
+            "function (cfg, dataset_name, output_folder) that returns a DatasetEvaluator"
+        )
+    return evaluator
 
 
 @EVALUATORS.register()

@@ -219,7 +219,7 @@ _LEFT_OUT = (
 
 
 def is_birders(name: str) -> bool:
-    """Whether birder has a named network; else timm has it."""
+    """Whether a named network is birder's, or one of our own beside them; else it is timm's."""
     return name.startswith("rope_")
 
 

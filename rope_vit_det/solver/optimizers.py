@@ -93,7 +93,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     which clip each gradient alone: the norm of all gradients together is clipped.
 
     Raises:
-        InputError: an unknown optimizer, or a key that it does not read.
+        InputError: an unknown optimizer, a key that it does not read, or what is registered makes
+            no optimizer.
     """
     check_optimizer_config(cfg)
     if network_of(model) is None:
@@ -104,7 +105,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
-    optimizer = _find(cfg.SOLVER.OPTIMIZER)(cfg, groups, model)
+    make = _find(cfg.SOLVER.OPTIMIZER)
+    # A class would take cfg for its parameters, and fail in torch's words.
+    optimizer = make if isinstance(make, type) else make(cfg, groups, model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(
+            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}, which gives {optimizer!r}; register a "
+            "function (cfg, groups, model) that returns a torch.optim.Optimizer"
+        )
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED:
         optimizer.register_step_pre_hook(partial(_clip, clip))
@@ -124,8 +132,9 @@ def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
             return _timm
     raise InputError(
         f"SOLVER.OPTIMIZER is {name!r}{did_you_mean(name, known)}; registered are "
-        f"{', '.join(each for each, _ in OPTIMIZERS)} (Muon: with torch 2.9 or newer), and timm's "
-        "are timm:NAME where timm is installed"
+        f"{', '.join(each for each, _ in OPTIMIZERS)} (Muon: with torch 2.9 or newer), timm's are "
+        "timm:NAME where timm is installed, and your own is registered at the top level of your "
+        "script"
     )
 
 

@@ -118,6 +118,9 @@ def read_file(
 ) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
     """The state dict and info of a file of birder's, timm's or a publisher's.
 
+    It tells formats apart, as :mod:`~rope_vit_det.weights.detectron2_format` does with files whose
+    name does not say the network.
+
     Args:
         network: the architecture, where the file does not say it.
         published: the entry of the file, where it is a published one.

@@ -5,7 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator
 
 from rope_vit_det.errors import InputError
-from rope_vit_det.evaluation.evaluators import build_evaluator, results_folder
+from rope_vit_det.evaluation.evaluators import EVALUATORS, build_evaluator, results_folder
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,14 @@ def test_an_unknown_type_names_the_known_ones(detector_cfg):
     with pytest.raises(InputError, match=r"'oddities' has evaluator_type 'taste'.*coco"):
         build_evaluator(detector_cfg, "oddities")
     MetadataCatalog.remove("oddities")
+
+
+def test_what_makes_no_evaluator_is_one_line(detector_cfg, monkeypatch):
+    monkeypatch.setattr(EVALUATORS, "_obj_map", {"nothing": lambda cfg, name, folder: None})
+    MetadataCatalog.get("nothings").evaluator_type = "nothing"
+    with pytest.raises(InputError, match=r"'nothing' of dataset 'nothings' gives None; register"):
+        build_evaluator(detector_cfg, "nothings")
+    MetadataCatalog.remove("nothings")
 
 
 def test_of_several_test_sets_each_has_a_folder(detector_cfg):

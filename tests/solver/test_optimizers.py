@@ -162,6 +162,14 @@ def test_an_unknown_name_is_one_line(detector_cfg, name, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("own", [lambda cfg, groups, model: None, torch.optim.Adagrad])
+def test_what_makes_no_optimizer_is_one_line(detector_cfg, monkeypatch, own):
+    monkeypatch.setattr(OPTIMIZERS, "_obj_map", {"Mine": own})
+    detector_cfg.SOLVER.OPTIMIZER = "Mine"
+    with pytest.raises(InputError, match=r"is 'Mine', which gives (None|<class .*>); register"):
+        build_optimizer(detector_cfg, _Blocks())
+
+
 muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
 
