@@ -178,8 +178,12 @@ def evaluate(
     sigmas = params.pop("kpt_oks_sigmas", ())
     numbered, found, images = _number(truth, results, task, sigmas)
     api = faster_coco_eval.COCO(numbered)
+    # Not every version can load an empty list.
+    detections = (
+        api.loadRes(found) if found else faster_coco_eval.COCO({**numbered, "annotations": []})
+    )
     evaluation = faster_coco_eval.COCOeval_faster(
-        api, api.loadRes(found), task, lvis_style=lvis_style, print_function=logger.info
+        api, detections, task, lvis_style=lvis_style, print_function=logger.info
     )
     evaluation.params.catIds = sorted(each["id"] for each in truth["categories"])
     if sigmas:

@@ -29,7 +29,7 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
             for size in (0, -14, (14, 28, 42), "224", (224,), 224.0, (0, 224), True, [[224, 224]])
         ],
         *[
-            (dict(patch_stride=stride), "patch_stride must be None .the patch size 14. or.*got")
+            (dict(patch_stride=stride), "patch_stride must be None .the patch size 14., or.*got")
             for stride in (True, 0, -16, 16.0, "16", (16, 16))
         ],
         *[
