@@ -133,7 +133,8 @@ def _explain(cfg: CfgNode, reason: str) -> str:
     unknown, mismatch = _UNKNOWN.search(reason), _MISMATCH.search(reason)
     if unknown:
         key = unknown[1]
-        return f"there is no key {key}{did_you_mean(key, dict(leaves(cfg)))}"
+        known = {leaf.rsplit(".", above)[0] for leaf, _ in leaves(cfg) for above in range(5)}
+        return f"there is no key {key}{did_you_mean(key, known)}"
     if mismatch:
         wanted, given = (mismatch[kind].rpartition(".")[2] for kind in ("wanted", "given"))
         key = mismatch["key"]

@@ -20,6 +20,7 @@ from ..layers.pooling import AttentionPool
 from ..layers.rope import Angles, Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import from_windows, to_windows, window_groups
 from ..utils.arguments import (
+    FLAG,
     are_blocks,
     check_argument,
     check_rule,
@@ -157,6 +158,12 @@ class RoPEViT(nn.Module):
         )
         check_rule("patch_stride", patch_stride, optional(whole(1), f"the patch size {patch_size}"))
         check_rule("window_size", window_size, whole(0, " (0: no windows)"))
+        for name, flag in (
+            ("tile_pos_embed", tile_pos_embed),
+            ("activation_checkpoint", activation_checkpoint),
+            ("compile", compile),
+        ):
+            check_rule(name, flag, FLAG)
         check_rule("rescale_coords", rescale_coords, optional(number(1), "off"))
         check_rule("drop_path_rate", drop_path_rate, number(0, 1, or_most=False))
         check_rule("num_classes", num_classes, whole(0, " (0: no classifier)"))

@@ -69,6 +69,9 @@ class Rule(NamedTuple):
     allowed: str
 
 
+FLAG = Rule(lambda value: type(value) is bool, "True or False")
+
+
 def whole(least: int, meaning: str = "") -> Rule:
     text = f"a whole number of {least} or more"
     return Rule(lambda value: is_whole_number(value, least), text + meaning)

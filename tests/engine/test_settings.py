@@ -88,7 +88,7 @@ def refusal(monkeypatch, tmp_path, small_demo_dataset):
         ("MODEL.FPN.OUT_CHANNELS 0", "allowed: a whole number above 0"),
         ("SOLVER.IMS_PER_BATCH 0", "allowed: a whole number of 1 or more"),
         ("SOLVER.IMS_PER_BATCH 3 SOLVER.ACCUMULATE 2", "does not divide by 2"),
-        ("SOLVER.ACCUMULATE -1", "allowed: 0 or more"),
+        ("SOLVER.ACCUMULATE -1", "allowed: a whole number of 0 or more"),
         ("SOLVER.MAX_ITER 0", "allowed: a whole number of 1 or more"),
         ("SOLVER.MAX_ITER None", "allowed: type int, such as 40000"),
         ("SOLVER.BASE_LR -0.1", "allowed: above 0"),
