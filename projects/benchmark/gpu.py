@@ -156,8 +156,8 @@ def training(device: str, dry_run: bool) -> Result:
         if dry_run:
             opts += [*TINY, *TINY_IMAGES, "SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "2"]
             opts += ["SOLVER.REFERENCE_WORLD_SIZE", "0"]
-        iterations = 6 if dry_run else 60  # the first three are not timed
-        coco = _train(work, recipe, "coco", iterations, 70, device, [*own, "--no-rehearsal"], opts)
+        iterations = 6 if dry_run else 40  # the first three are not timed
+        coco = _train(work, recipe, "coco", iterations, 85, device, [*own, "--no-rehearsal"], opts)
         coco["of"] = "one GPU"
         coco["hours_of_coco_1x"] = COCO_IMAGES / coco["images_per_s"] / 3600
 
@@ -169,7 +169,7 @@ def training(device: str, dry_run: bool) -> Result:
         opts = TINY_IMAGES if dry_run else []
         iterations = 6 if dry_run else 160
         drawn = _train(
-            work, ROOT / "configs" / "demo.yaml", "demo", iterations, 40, device, [], opts
+            work, ROOT / "configs" / "demo.yaml", "demo", iterations, 30, device, [], opts
         )
         return {"measurements": [coco, drawn | {"of": "demo"}]}
 
