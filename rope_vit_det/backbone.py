@@ -13,6 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyrami
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
+from . import heads  # not what is in it: that may be what is being imported
 from .config.keys import (
     PYRAMID_STRIDE,
     check_pyramid_config,
@@ -22,7 +23,6 @@ from .config.keys import (
 )
 from .config.use import as_arguments, compared_settings, disagreement, settings_for
 from .errors import InputError
-from .heads import norm_by_name
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, levels_read, pyramid_for_heads
 from .utils.arguments import ArgumentError, check_argument
@@ -334,7 +334,7 @@ def _build_pyramid(
         scale_factors=scale_factors,
         top_block=top_block,
         # "" is the default meant for ResNets; ViTDet uses LN
-        norm=norm_by_name(cfg.MODEL.FPN.NORM or "LN"),
+        norm=heads.norm_by_name(cfg.MODEL.FPN.NORM or "LN"),
         out_features=out_features,
     )
 

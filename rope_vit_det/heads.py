@@ -176,13 +176,13 @@ class FastRPN(RPN):
         found = []
         for level_anchors, level_logits, level_deltas in zip(anchors, logits, deltas, strict=True):
             scores, best = level_logits.topk(min(most, level_logits.shape[1]), dim=1)  # (N, k)
-            level_deltas = level_deltas.gather(1, best[..., None].expand(-1, -1, 4))
-            boxes = self.box2box_transform.apply_deltas(
-                level_deltas.flatten(0, 1), level_anchors.tensor[best.flatten()]
-            ).unflatten(0, best.shape)
-            missing = most - best.shape[1]
-            found.append((F.pad(boxes, (0, 0, 0, missing)), F.pad(scores, (0, missing))))
-        boxes, scores = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+            chosen = level_deltas.gather(1, best[..., None].expand(-1, -1, 4))
+            missing = (0, 0, 0, most - best.shape[1])
+            parts = (scores[..., None], chosen, level_anchors.tensor[best])
+            found.append([F.pad(part, missing) for part in parts])
+        scores, moved, origins = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+        boxes = self.box2box_transform.apply_deltas(*(x.flatten(0, 2) for x in (moved, origins)))
+        boxes, scores = boxes.view_as(origins), scores[..., 0]
         finite = boxes.isfinite().all(-1) & scores.isfinite()  # (N, L, k)
         limits = boxes.new_tensor(image_sizes)[:, None, None].flip(-1).repeat(1, 1, 1, 2)
         boxes = torch.minimum(boxes.clamp(min=0), limits)

@@ -107,6 +107,8 @@ from detectron2.utils.file_io import PathManager
 from rope_vit_det.errors import InputError
 found = [name for name, _ in BACKBONE_REGISTRY if "rope_vit" in name]
 assert len(found) == 5, found
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+assert "FastRPN" in PROPOSAL_GENERATOR_REGISTRY
 try:
     PathManager.get_local_path("birder:/nowhere.pt")
 except InputError as error:
@@ -119,7 +121,8 @@ else:
 @pytest.mark.parametrize(
     "imports",
     [
-        "import rope_vit_det",
+        "import rope_vit_det.heads",
+        pytest.param("import rope_vit_det", marks=pytest.mark.slow),
         pytest.param("import rope_vit_det, detectron2.engine", marks=pytest.mark.slow),
         "import detectron2.modeling, rope_vit_det",
         pytest.param("from rope_vit_det import RoPEViTPyramid", marks=pytest.mark.slow),
