@@ -147,9 +147,9 @@ class FastRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """See :meth:`RPN.predict_proposals`; on the CPU, and in graphs, that is what it is."""
+        """See :meth:`RPN.predict_proposals`, which serves on the CPU and in graphs."""
         device = pred_anchor_deltas[0].device
-        if device.type == "cpu" or is_building_graph():
+        if device.type != "cuda" or is_building_graph():
             return super().predict_proposals(
                 anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
             )

@@ -99,8 +99,9 @@ class RotaryAttention(nn.Module):
         if self.frequencies is not None:
             rope = self.table_of(rope).to(qkv.dtype)
         q, k = apply_rotary(qkv[:, :, :2], rope, self.rotation).unbind(2)
-        # A copy, so that the backward pass does not keep all of qkv for the sake of this third.
-        v = qkv[:, :, 2].contiguous()
+        v = qkv[:, :, 2]
+        if torch.is_grad_enabled():  # the backward pass is not to keep all of qkv for this third
+            v = v.contiguous()
         if windows is None:
             x = attend(q, k, v)
         else:
