@@ -235,8 +235,9 @@ def predict(device: str, dry_run: bool) -> Result:
 def tests(file: str, device: str, dry_run: bool) -> Result:
     """A file of tests/gpu."""
     more = {"GPU_TESTS": "cpu"} if dry_run else {}
-    pytest = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-n0", "-rs"]
+    pytest = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-n0", "-rfEs"]
     status, printed = _run([*pytest, f"tests/gpu/{file}"], None, ROOT, more)
+    print(printed)
     lines = [line for line in printed.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
     return {"status": status, "measurements": [], "table": "\n".join([*told, lines[-1]])}
