@@ -46,8 +46,8 @@ def load_torch_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
         InputError: the file is missing, damaged, no torch file, or would run code.
     """
     path = _existing(path)
-    mmap = mmap and zipfile.is_zipfile(path)
     try:
+        mmap = mmap and zipfile.is_zipfile(path)
         # torch's warnings are about files that are then refused, in one line of ours.
         with torch.serialization.safe_globals(_TORCH_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")

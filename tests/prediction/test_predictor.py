@@ -173,7 +173,7 @@ def test_checkpoints_that_do_not_fit_are_refused(trained_folder, tmp_path):
         rope_vit_det.Predictor(trained_folder, nameless, device="cpu")
     categories = tmp_path / "train.json"
     categories.write_text('{"categories": [{"id": 7, "name": "a"}, {"id": 3, "name": "b"}]}')
-    with pytest.raises(InputError, match=r"train\.json has 2 classes, .*NUM_CLASSES is 4"):
+    with pytest.raises(InputError, match=r"train\.json has 2 categories, .*NUM_CLASSES is 4"):
         rope_vit_det.Predictor(trained_folder, nameless, device="cpu", categories=categories)
     headless = tmp_path / "headless.pth"
     state = {k: v for k, v in checkpoint["model"].items() if "box_predictor" not in k}
