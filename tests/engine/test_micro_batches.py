@@ -9,7 +9,7 @@ from detectron2.engine import DefaultTrainer
 from stand_in import cut_down
 
 from rope_vit_det.config.keys import with_settings
-from rope_vit_det.engine import Trainer, micro_batches
+from rope_vit_det.engine import micro_batches, trainer
 from rope_vit_det.engine.micro_batches import (
     fewest_that_fit,
     settle_micro_batches,
@@ -62,24 +62,25 @@ def test_batch_rate_and_schedule_do_not_move(number, processes):
 
 def test_on_the_cpu_it_is_the_size_that_the_recipe_is_made_for(tmp_path):
     cfg = _recipe("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path))
-    settled = settle_micro_batches(cfg, _args(), Trainer)
+    settled = settle_micro_batches(cfg, _args(), trainer.Trainer)
     assert (settled.SOLVER.ACCUMULATE, settled.SOLVER.REFERENCE_WORLD_SIZE) == (8, 8)
-    settled = settle_micro_batches(cfg, _args(num_gpus=2), Trainer)
+    settled = settle_micro_batches(cfg, _args(num_gpus=2), trainer.Trainer)
     assert (settled.SOLVER.ACCUMULATE, settled.SOLVER.REFERENCE_WORLD_SIZE) == (4, 8)
     explicit = with_settings(cfg, {"SOLVER.ACCUMULATE": 2})
-    assert settle_micro_batches(explicit, _args(), Trainer) is explicit
+    assert settle_micro_batches(explicit, _args(), trainer.Trainer) is explicit
 
 
 def test_a_gpu_is_measured_once_in_a_run(tmp_path, monkeypatch):
     cfg = with_settings(_recipe("OUTPUT_DIR", str(tmp_path)), {"MODEL.DEVICE": "cuda"})
     calls = []
     monkeypatch.setattr(micro_batches, "in_own_process", lambda *_: calls.append(1) or 2)
-    settled = settle_micro_batches(cfg, _args(resume=True), Trainer)  # the run has not begun
+    # the run has not begun
+    settled = settle_micro_batches(cfg, _args(resume=True), trainer.Trainer)
     assert settled.SOLVER.ACCUMULATE == 2 and len(calls) == 1
     (tmp_path / "config.yaml").write_text(settled.dump())
-    resumed = settle_micro_batches(cfg, _args(resume=True), Trainer)
+    resumed = settle_micro_batches(cfg, _args(resume=True), trainer.Trainer)
     assert resumed == settled and len(calls) == 1
-    settle_micro_batches(cfg, _args(eval_only=True), Trainer)
+    settle_micro_batches(cfg, _args(eval_only=True), trainer.Trainer)
     assert len(calls) == 1
 
 
@@ -97,7 +98,7 @@ def test_the_measured_step_has_the_largest_padded_images(stand_in, monkeypatch, 
 
     own = TrainStep.forward
     monkeypatch.setattr(TrainStep, "forward", forward)
-    fits = step_that_fits(cfg, 1, Trainer)
+    fits = step_that_fits(cfg, 1, trainer.Trainer)
     assert not fits(2) and fits(1)
     size = [128, 128] if lsj else [128, 192]
     assert seen == [(2, size), (1, size), (1, size)]
