@@ -32,7 +32,7 @@ _CALIBRATION = 4
 _TOKEN = 16  # pixels
 # Runtimes without fused attention hold the scores of all tokens beside all, more than once, and
 # keep that memory: five runtimes together so many times.
-_SCORES = 10
+_SCORES = 14
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 EAGER, SCRIPT, ONNX = "eager fp32", "TorchScript fp32", "ONNX Runtime fp32"
 
