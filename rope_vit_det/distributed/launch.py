@@ -19,6 +19,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import nn
+from torch.distributed import rendezvous
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import InputError, RunError, print_any_text
@@ -208,7 +209,11 @@ def _run_under_torchrun(
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    # torchrun keeps its store over restarts, with the addresses of processes that are gone.
+    store, rank, world = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {os.getenv('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    group = {"store": store, "rank": rank, "world_size": world, "timeout": DEFAULT_TIMEOUT}
+    dist.init_process_group("nccl" if on_gpu else "gloo", **group)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         with peers_watched():
