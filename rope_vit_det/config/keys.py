@@ -17,6 +17,8 @@ MIN_SLICE = 32  # pixels of a side
 # Of SOLVER.BASE_LR, under AdamW and its like; a ResNet's under SGD are higher.
 MAX_USUAL_LR = 1e-3
 AMP_DTYPES = ("bfloat16", "float16")
+# Of SOLVER.CLIP_GRADIENTS: each gradient's values, each gradient's norm, or the norm of all.
+CLIP_TYPES = ("value", "norm", "full_model")
 # As Detectron2's `get_norm` knows them, and ours of heads.py; "": none (in the pyramids: LN).
 NORMS = (
     *("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
@@ -247,13 +249,16 @@ def check_precision(cfg: CfgNode) -> None:
 
 
 def check_optimizer_config(cfg: CfgNode) -> None:
-    """Refuses SOLVER keys of Detectron2's SGD that SOLVER.OPTIMIZER does not read.
+    """Refuses an unknown CLIP_TYPE, and keys of Detectron2's SGD that the optimizer does not read.
 
     One of the user's own is taken to read none of them either.
 
     Raises:
         InputError: names the key, its value and its default.
     """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    is_known = not clip.ENABLED or clip.CLIP_TYPE in CLIP_TYPES
+    check_key(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", is_known, ", ".join(CLIP_TYPES))
     solver, defaults = cfg.SOLVER, get_cfg().SOLVER
     sgds = {"MOMENTUM": "set SOLVER.OPTIMIZER SGD", "NESTEROV": "set SOLVER.OPTIMIZER SGD"}
     unread = dict.fromkeys(

@@ -85,7 +85,7 @@ KEYS = [
     _value("SOLVER.AMP.DTYPE", "float8", "allowed: "),
     _value("SOLVER.ACCUMULATE", "-1", "allowed: "),
     _value("SOLVER.EMA.DECAY", "2.0", "allowed: "),
-    _value("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "hard", "not a valid GradientClipType"),
+    _value("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "hard", "allowed: value, norm"),
     _value("INPUT.LSJ.IMAGE_SIZE", "0", "allowed: "),
     _refused("DATALOADER.SAMPLER_TRAIN WeightedTrainingSampler", "on the command line",
              _opts("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"),

@@ -275,3 +275,10 @@ def test_clipping_is_detectron2s_to_the_bit(detector_cfg, clip_type, norm_type):
     theirs = torch.optim.SGD(oracle.parameters(), lr=1.0)
     _steps(oracle, maybe_add_gradient_clipping(detector_cfg, theirs), 1)
     assert _same(model, oracle) and not _same(model, before)
+
+
+def test_an_unknown_way_to_clip_is_refused(detector_cfg):
+    clip = detector_cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE = True, "hard"
+    with pytest.raises(InputError, match="CLIP_TYPE is 'hard'; allowed: value, norm, full_model"):
+        build_optimizer(detector_cfg, _Blocks())
