@@ -181,6 +181,9 @@ class _COCO(_Format):
         self.is_lvis = isinstance(self.evaluator, FastLVISEvaluator)
         self.truth = complete_coco(self.evaluator._coco_api.dataset, f"dataset {self.name!r}")
         self.sizes = {each["id"]: (each["height"], each["width"]) for each in self.truth["images"]}
+        mapping = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id", None)
+        order = sorted(each["id"] for each in self.truth["categories"])
+        self.numbers = mapping or {number: i for i, number in enumerate(order)}
         objects = _objects(self.truth)
         points = next((each["keypoints"] for each in objects if _is_labelled(each)), ())
         self.num_points = self._predicts("pred_keypoints") * len(points) // 3
@@ -193,16 +196,26 @@ class _COCO(_Format):
             self.results[each["image_id"]].append(self._result(each))
 
     def output(self, record: dict) -> dict[str, Any]:
-        return {}
+        """Without masks; for a user's evaluator, which may look at more than COCO's results."""
+        found = self._found(record)
+        instances = Instances(self.sizes[record["image_id"]])
+        boxes = torch.tensor([each["bbox"] for each in found]).float().reshape(-1, 4)
+        boxes = BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        instances.pred_boxes = Boxes(boxes)
+        instances.pred_classes = torch.tensor([each["category_id"] for each in found]).long()
+        instances.scores = torch.tensor([each["score"] for each in found]).float()
+        if self.num_points:
+            points = torch.tensor([each["keypoints"] for each in found]).float()
+            instances.pred_keypoints = points.reshape(len(found), -1, 3)
+        return {"instances": instances}
 
     def complete(self, record: dict) -> None:
-        order = sorted(each["id"] for each in self.truth["categories"])
-        mapping = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id", None)
-        mapping = mapping or {number: i for i, number in enumerate(order)}
+        found = {"image_id": record["image_id"], "instances": self._found(record)}
+        self.evaluator._predictions[-1:] = [found]
+
+    def _found(self, record: dict) -> list[dict[str, Any]]:
         results = self.results[record["image_id"]][: self.limit if self.limit >= 0 else None]
-        results = [{**each, "category_id": mapping[each["category_id"]]} for each in results]
-        prediction = {"image_id": record["image_id"], "instances": results}
-        self.evaluator._predictions.append(prediction)
+        return [{**each, "category_id": self.numbers[each["category_id"]]} for each in results]
 
     def missed(self, low: dict[str, float]) -> Iterator[str]:
         found = [each for results in self.results.values() for each in results]

@@ -14,6 +14,7 @@ from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, pasca
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation import EVALUATORS
 from rope_vit_det.evaluation.evaluators import build_evaluator
+from rope_vit_det.evaluation.fast import FastCOCOEvaluator
 from rope_vit_det.evaluation.ground_truth import score_ground_truth
 
 POINTS = [20, 20, 2, 40, 30, 2, 60, 50, 1]
@@ -70,6 +71,39 @@ def test_coco(score, coco):
         "bbox": 100, "segm": 100,
     }  # fmt: skip
     assert answer[1:] == ([], [], True)
+
+
+class _WithCounts(FastCOCOEvaluator):
+    """As users write them: it looks at what the model found, before COCO's evaluator does."""
+
+    def process(self, inputs, outputs):
+        for each in outputs:
+            found = each["instances"].to("cpu")
+            self.seen.append((len(found.pred_boxes), found.pred_classes.tolist(), *found.scores))
+        super().process(inputs, outputs)
+
+
+def test_a_users_subclass_of_cocos_evaluator_is_given_instances(score, coco, monkeypatch):
+    def counting(cfg, dataset_name, output_folder):
+        evaluator = _WithCounts(dataset_name, output_dir=output_folder)
+        evaluator.seen = []
+        made.append(evaluator)
+        return evaluator
+
+    made = []
+    monkeypatch.setattr(EVALUATORS, "_obj_map", {**dict(EVALUATORS), "counting": counting})
+    # Detectron2 asserts that a file in COCO's format is of its own type.
+    register = coco.register
+
+    def registered():
+        register()
+        MetadataCatalog.get("truth").__dict__["evaluator_type"] = "counting"
+
+    answer = score(registered)
+    assert {task: round(each["AP"], 6) for task, each in answer.results.items()} == {
+        "bbox": 100, "segm": 100,
+    }  # fmt: skip
+    assert made[0].seen == [(2, [0, 1], 1.0, 1.0)] * 3
 
 
 def test_an_empty_box_is_missed_but_its_mask_found(score, coco):
