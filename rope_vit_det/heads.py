@@ -22,7 +22,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
     MaskRCNNConvUpsampleHead,
 )
-from detectron2.structures import Boxes, ImageList, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
@@ -49,24 +49,30 @@ def norm_by_name(name: str | Callable[[int], nn.Module]) -> str | Callable[[int]
     return FastLayerNorm if name == "FastLN" else name
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
-class FastBoxHead(FastRCNNConvFCHead):
-    """Detectron2's :class:`FastRCNNConvFCHead`, whose NORM may be "FastLN"."""
+class _KnowsFastLN:
+    """A head of Detectron2's whose NORM may be "FastLN"."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        found = super().from_config(cfg, input_shape)
+        found = super().from_config(cfg, input_shape)  # type: ignore[misc]
         return found | {"conv_norm": norm_by_name(found["conv_norm"])}
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class FastBoxHead(_KnowsFastLN, FastRCNNConvFCHead):
+    """Detectron2's :class:`FastRCNNConvFCHead`, whose NORM may be "FastLN"."""
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class FastMaskHead(MaskRCNNConvUpsampleHead):
+class FastMaskHead(_KnowsFastLN, MaskRCNNConvUpsampleHead):
     """Detectron2's :class:`MaskRCNNConvUpsampleHead`, whose NORM may be "FastLN"."""
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        found = super().from_config(cfg, input_shape)
-        return found | {"conv_norm": norm_by_name(found["conv_norm"])}
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """See :class:`BaseMaskRCNNHead`; in training the targets of an image are drawn at once."""
+        for each in instances:
+            if each.has("gt_masks") and type(each.gt_masks) is PolygonMasks:
+                each.gt_masks = FastPolygonMasks(each.gt_masks.polygons)
+        return super().forward(x, instances)
 
 
 class FastPolygonMasks(PolygonMasks):
@@ -78,13 +84,6 @@ class FastPolygonMasks(PolygonMasks):
             polygons: of other masks: they are neither checked nor copied once more.
         """
         self.polygons = polygons
-
-    def __getitem__(self, item: Any) -> "FastPolygonMasks":
-        if isinstance(item, Tensor):
-            item = (item.nonzero()[:, 0] if item.dtype == torch.bool else item).tolist()
-        if isinstance(item, slice):
-            return FastPolygonMasks(self.polygons[item])
-        return FastPolygonMasks([self.polygons[i] for i in ([item] if type(item) is int else item)])
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """See :meth:`PolygonMasks.crop_and_resize`."""
@@ -105,17 +104,7 @@ class FastPolygonMasks(PolygonMasks):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class FastRPN(RPN):
-    """Detectron2's :class:`RPN`, for all images of a batch at once where they are on a GPU.
-
-    The first part of a detector that sees the targets, it has their polygons drawn sooner, too.
-    """
-
-    def forward(self, images: ImageList, features: Any, gt_instances: Any = None) -> Any:
-        """See :meth:`RPN.forward`."""
-        for each in gt_instances or ():
-            if each.has("gt_masks") and type(each.gt_masks) is PolygonMasks:
-                each.gt_masks = FastPolygonMasks(each.gt_masks.polygons)
-        return super().forward(images, features, gt_instances)
+    """Detectron2's :class:`RPN`, for all images of a batch at once where they are on a GPU."""
 
     def losses(
         self,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..errors import InputError
-from ..heads import FastRPN
+from ..heads import FastMaskHead, FastRPN
 
 # By the names that Detectron2 gives the parts. Of a subclass nobody knows what it does otherwise;
 # layers of backbones and heads are free.
@@ -39,7 +39,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "box_predictor": (FastRCNNOutputLayers, nn.ModuleList),
     "level_poolers": (ROIAlign, nn.ModuleList),
 }
-_FORWARDS = {"mask_head": BaseMaskRCNNHead.forward, "keypoint_head": BaseKeypointRCNNHead.forward}
+_FORWARDS = {
+    "mask_head": (BaseMaskRCNNHead.forward, FastMaskHead.forward),
+    "keypoint_head": (BaseKeypointRCNNHead.forward,),
+}
 
 _LEAST = torch.finfo(torch.float32).min
 
@@ -96,8 +99,8 @@ def _check_parts(detector: nn.Module) -> None:
         parts.setdefault("proposal_generator", detector.proposal_generator)
     for path, part in parts.items():
         name = [""] + [each for each in path.split(".") if not each.isdigit()]
-        known, forward = _KINDS.get(name[-1]), _FORWARDS.get(name[-1])
-        if (known and type(part) not in known) or (forward and type(part).forward is not forward):
+        kinds, forwards = _KINDS.get(name[-1]), _FORWARDS.get(name[-1])
+        if (kinds and type(part) not in kinds) or (forwards and type(part).forward not in forwards):
             raise InputError(
                 f"{path or 'MODEL.META_ARCHITECTURE'} is a {type(part).__name__}, of which no "
                 "whole detector can be exported as ONNX; export the backbone: --part backbone"
