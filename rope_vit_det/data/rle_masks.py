@@ -1,4 +1,4 @@
-"""Masks of large images: COCO's run lengths, and pixels only of a part, or on demand."""
+"""What is found in large images: masks as COCO's run lengths, and copies of another size."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
