@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python
+RUN = $(VENV)/bin/python
 READY := $(VENV)/.ready
 WHEELS := .gpu-wheels
 # Whether one answers: asks for a wheel of some kilobytes.

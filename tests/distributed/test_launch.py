@@ -117,7 +117,7 @@ def test_two_processes_on_the_cpu_and_only_the_first_one_writes(run, tmp_path):
     assert "Start inference on 2 batches" in answer.stdout
 
 
-# Counts what Python calls; DDP's own collectives are C++'s.
+# Counts the calls, DDP's too, by a hook in place of its own; and the bytes of each of its buckets.
 COUNTING = """
     import functools
     import json
@@ -128,6 +128,7 @@ COUNTING = """
     from rope_vit_det.engine.trainer import Trainer
     from detectron2.engine import default_argument_parser
     from detectron2.utils import comm
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     COLLECTIVES = [
         name
@@ -151,20 +152,30 @@ COUNTING = """
 
         for name in COLLECTIVES:
             setattr(dist, name, counted(name))
-        steps = []
+        reduced, steps = [], []
+
+        def counting_hook(_, bucket):
+            reduced.append(bucket.buffer().nbytes)
+            return allreduce_hook(None, bucket)
 
         class Counting(Trainer):
+            def before_train(self):
+                super().before_train()
+                self.model.register_comm_hook(None, counting_hook)
+
             def before_step(self):
                 called.clear()
+                reduced.clear()
                 super().before_step()
 
             def after_step(self):
                 super().after_step()
-                steps.append(list(called))
+                trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+                steps.append([list(called), list(reduced), trained])
 
         _run_in_process(args, cfg, Counting)
         if comm.is_main_process():
-            with open("collectives.json", "w") as file:
+            with open("steps.json", "w") as file:
                 json.dump(steps, file)
 
     if __name__ == "__main__":
@@ -182,8 +193,11 @@ def test_a_step_has_one_collective_beside_ddps(run, tmp_path):
         script, *TRAIN[1:], "--num-gpus", "2", *short, "DATASETS.TEST", "()", "OUTPUT_DIR", "out"
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
-    first, second, _ = json.loads((tmp_path / "collectives.json").read_text())
-    assert first == second == ["all_gather"]
+    for called, reduced, trained in json.loads((tmp_path / "steps.json").read_text())[:2]:
+        # One of ours; DDP's are one a bucket.
+        assert called == ["all_gather"] + ["all_reduce"] * len(reduced)
+        # Of two micro-batches, each gradient once.
+        assert sum(reduced) == trained > 0
 
 
 SYNCHRONISING = """
