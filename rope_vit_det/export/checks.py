@@ -145,10 +145,12 @@ def compare_features(
 
 
 class _Float64(TorchFunctionMode):
-    """In which `.float()`, by which Detectron2's heads stay in float32, does nothing."""
+    """In which boxes, in Detectron2 always float32, may have scores in float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is Tensor.float else func(*args, **(kwargs or {}))
+        if func is torch.ops.torchvision.nms:
+            args = [each.double() if isinstance(each, Tensor) else each for each in args]
+        return func(*args, **(kwargs or {}))
 
 
 def _furthest(

@@ -19,7 +19,7 @@ from torch import nn
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.errors import InputError, RunError
 from rope_vit_det.export import export_model as main
-from rope_vit_det.export.checks import check_images, compare_detections, compare_features
+from rope_vit_det.export.checks import LIMITS, check_images, compare_detections, compare_features
 from rope_vit_det.export.pyramid import size_multiple
 from rope_vit_det.export.traced_detector import find_instances
 from rope_vit_det.models import VARIANTS
@@ -264,6 +264,14 @@ def test_a_file_is_not_written_where_the_exported_model_differs():
         other = same | {name: same[name] + change}
         with pytest.raises(RunError, match="nothing was written"):
             compare_detections(model, lambda x, size, other=other: other, [image], 0.0, 32)
+    # Where the limits are finer than float32, float64 is the judge.
+    finest = dict.fromkeys(LIMITS, 1e-9)
+    near = same | {"scores": torch.nextafter(found.scores, torch.ones(100))}
+    arguments = ([image], 0.0, 32, finest)
+    assert "compared with it in float64" in compare_detections(model, lambda *_: near, *arguments)
+    far = same | {"scores": found.scores + 1e-4}
+    with pytest.raises(RunError, match="float64, from which the eager one differs by boxes"):
+        compare_detections(model, lambda *_: far, *arguments)
     fewer = {key: value[:50] for key, value in same.items()}
     with pytest.raises(RunError, match="nothing was written"):
         compare_detections(model, lambda x, size: fewer, [image], 0.0, 32)
