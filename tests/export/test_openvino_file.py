@@ -1,6 +1,7 @@
 """Models for OpenVINO beside the ones that they were made of."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,26 @@ def test_wrong_sizes_are_refused(graph, tmp_path, runtime):
     for shape, size, reason in wrong:
         with pytest.raises(Exception, match=reason):
             run(torch.zeros(3, *shape), torch.tensor(size))
+
+
+SINGLE = """
+import sys
+from pathlib import Path
+import torch
+from rope_vit_det.export.openvino_file import load_openvino
+run = load_openvino(Path(sys.argv[1]), Path(sys.argv[2]), "f32")
+run(torch.zeros(3, 96, 64), torch.tensor([96, 64]))
+run(torch.zeros(3, 96, 72), torch.tensor([96, 64]))
+"""
+
+
+def test_wrong_sizes_are_refused_on_a_single_core(graph, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", SINGLE, *map(str, save(graph, tmp_path))]
+    one = min(os.sched_getaffinity(0))
+    answer = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {one})
+    )
+    assert answer.returncode and REFUSED in answer.stderr
 
 
 @pytest.mark.slow

@@ -130,3 +130,13 @@ def hub_server(files: dict[str, bytes]) -> Iterator[HubServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def take_for_the_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `huggingface_hub` ask this server."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    # Older ones have a copy in the second module.
+    for module in ("constants", "file_download"):
+        name = f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE"
+        monkeypatch.setattr(name, template, raising=False)

@@ -13,7 +13,7 @@ import torch
 from birder.conf import settings
 from birder.model_registry import registry
 from helpers import birders_weights
-from hub_server import hub_server
+from hub_server import hub_server, take_for_the_hub
 from huggingface_hub import constants
 
 from rope_vit_det import load_model
@@ -29,9 +29,7 @@ def server(published, monkeypatch):
     """A hub with the published file, which `huggingface_hub` takes for its own."""
     _, content = published
     with hub_server({f"/somebody/another_name/resolve/main/{NAME}.pt": content}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        take_for_the_hub(server, monkeypatch)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
         clock = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
         for module in ("file_download", "utils._http"):

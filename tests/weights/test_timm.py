@@ -6,8 +6,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from helpers import move_off_initial_values, relative_difference
-from hub_server import hub_server
-from huggingface_hub import constants
+from hub_server import hub_server, take_for_the_hub
 from huggingface_hub.errors import GatedRepoError
 from publishers import eva02, meta_dinov3, meta_perception_encoder
 from safetensors.torch import load_file, save_file
@@ -236,9 +235,7 @@ def eupe(cache, shallow, monkeypatch):
     save_file(oracle.state_dict(), path)
     url = f"/timm/{EUPE}/resolve/main/model.safetensors"
     with hub_server({url: path.read_bytes()}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        take_for_the_hub(server, monkeypatch)
         yield server, oracle
 
 
