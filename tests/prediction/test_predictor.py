@@ -41,7 +41,8 @@ def assert_same(ours: Instances, theirs: Instances):
     torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
     torch.testing.assert_close(ours.scores, theirs.scores)
     assert torch.equal(ours.pred_classes, theirs.pred_classes)
-    assert torch.equal(ours.pred_masks, theirs.pred_masks)
+    # Rounding, which the lines above allow, takes a probability over the threshold now and then.
+    assert (ours.pred_masks != theirs.pred_masks).float().mean() < 1e-5
 
 
 def test_results_equal_detectron2s_whatever_the_form_of_the_image(predictor, photos):
