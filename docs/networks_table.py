@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from rope_vit_det.models.complexity import count_multiply_adds, count_parameters
+from rope_vit_det.models.complexity import Complexity, network_complexity, total
 from rope_vit_det.models.variants import is_birders
 from rope_vit_det.weights.catalogue import PublishedWeights, published_weights
 
@@ -39,10 +39,11 @@ def _table(entries: Sequence[PublishedWeights], last: str, words: Sequence[str])
     for entry, word in zip(entries, words, strict=True):
         key = (entry.network, entry.image_size)
         if key not in counts:
+            everywhere, windowed = _complexity(entry, 0), _complexity(entry, WINDOW)
             counts[key] = (
-                f"{_parameters(entry) / 1e6:.1f}",
-                f"{_multiply_adds(entry, window_size=0) / 1e9:.0f}",
-                f"{_multiply_adds(entry, window_size=WINDOW) / 1e9:.0f}",
+                f"{everywhere.parameters / 1e6:.1f}",
+                f"{everywhere.multiply_adds / 1e9:.0f}",
+                f"{windowed.multiply_adds / 1e9:.0f}",
             )
         rows.append((f"`{entry.name}`", entry.image_size[0], *counts[key], word))
     alignment = ("left", "right", "right", "right", "right", "left")
@@ -50,19 +51,10 @@ def _table(entries: Sequence[PublishedWeights], last: str, words: Sequence[str])
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
-def _parameters(entry: PublishedWeights) -> int:
-    return count_parameters(entry.network, image_size=entry.image_size, features_only=True)
-
-
-def _multiply_adds(entry: PublishedWeights, *, window_size: int) -> int:
-    return count_multiply_adds(
-        entry.network,
-        SIDE,
-        SIDE,
-        image_size=entry.image_size,
-        patch_stride=STRIDE,
-        window_size=window_size,
-    )
+def _complexity(entry: PublishedWeights, window_size: int) -> Complexity:
+    """Of the whole network."""
+    sizes = {"image_size": entry.image_size, "patch_stride": STRIDE, "window_size": window_size}
+    return total(network_complexity(entry.network, SIDE, SIDE, **sizes))
 
 
 def _pretraining(entry: PublishedWeights) -> str:

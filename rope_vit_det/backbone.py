@@ -69,10 +69,6 @@ class RoPEViTBackbone(RoPEViT, Backbone):
     def size_divisibility(self) -> int:
         return self.patch_stride
 
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return {"size_divisibility": self.patch_stride}
-
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
     ) -> None:
@@ -138,10 +134,6 @@ class RoPEViTNeck(Backbone):
     @property
     def size_divisibility(self) -> int:
         return self.net.size_divisibility
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return self.net.padding_constraints
 
 
 class RoPEViTPyramid(SimpleFeaturePyramid):
@@ -243,25 +235,11 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
     check_rope_vit_config(cfg, own_stride=own_stride)
     warn_of_high_rate(cfg)
     options = cfg.MODEL.ROPE_VIT
-    arguments = dict(
-        image_size=options.IMAGE_SIZE,
-        patch_stride=options.PATCH_STRIDE,
-        pt_grid_size=options.PT_GRID_SIZE,
-        window_size=options.WINDOW_SIZE,
-        global_blocks=options.GLOBAL_BLOCKS,
-        rescale_coords=options.RESCALE_COORDS,
-        tile_pos_embed=options.TILE_POS_EMBED,
-        drop_path_rate=options.DROP_PATH_RATE,
-        activation_checkpoint=options.ACTIVATION_CHECKPOINT,
-        compile=options.COMPILE,
-        freeze_blocks=options.FREEZE_BLOCKS,
-        dtype=options.DTYPE,
-        lora_rank=options.LORA.RANK,
-        lora_alpha=options.LORA.ALPHA,
-        lora_dropout=options.LORA.DROPOUT,
-    )
+    not_arguments = ("LORA", "CHECK_WEIGHTS")
+    arguments = {k.lower(): v for k, v in options.items() if k not in not_arguments}
+    arguments |= {f"lora_{key.lower()}": value for key, value in options.LORA.items()}
     try:
-        net = create_backbone(options.NAME, **arguments)
+        net = create_backbone(**arguments)
     except ArgumentError as error:
         key = "MODEL.ROPE_VIT." + error.name.upper().replace("LORA_", "LORA.")
         value = get_key(cfg, key)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rope_vit_det.errors import InputError
-from rope_vit_det.layers.cpu import linear_by_parts
+from rope_vit_det.layers import cpu
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
 _PACKAGES = (
@@ -87,8 +87,9 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
 
     @torch.inference_mode()
     def call() -> None:
-        for layer in layers:
-            linear_by_parts(layer, inputs[layer.in_features])
+        for layer in layers:  # as the blocks run them in inference
+            parts = inputs[layer.in_features].chunk(-(-tokens // cpu._PART_TOKENS), dim=1)
+            torch.cat([cpu.linear(layer, part) for part in parts], dim=1)
 
     return call, 2 * tokens * sum(layer.weight.numel() for layer in layers)
 

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tabulate import tabulate
@@ -10,7 +11,7 @@ from tabulate import tabulate
 from projects.benchmark.measure import resident_peak_mib
 from projects.benchmark.networks import CONTESTANTS, OUR_NETWORK, NetworkOptions, is_installed
 from rope_vit_det.errors import InputError
-from rope_vit_det.layers.cpu import slow_bf16_too
+from rope_vit_det.layers import cpu
 from rope_vit_det.utils.memory import process_peak_mib
 
 # Ours at the pyramids' stride; birder's on the same grid at its own patch size.
@@ -101,7 +102,11 @@ def _measure_step(
         return torch.randn(batch_size, 3, height * model.patch, width * model.patch)
 
     def step(image: torch.Tensor) -> None:
-        with slow_bf16_too(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        # As on a GPU, autocast is followed.
+        with (
+            patch.object(cpu, "_SLOW_BF16", False),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
+        ):
             loss = model(image).float().square().mean()
         loss.backward()  # adds to the gradients that are there
 

@@ -4,6 +4,7 @@ import multiprocessing
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from detectron2.utils.events import EventStorage
@@ -15,7 +16,7 @@ from rope_vit_det.engine.setup import load_config
 from rope_vit_det.engine.train_step import build_train_step
 from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
-from rope_vit_det.layers.cpu import slow_bf16_too
+from rope_vit_det.layers import cpu
 from rope_vit_det.utils.memory import process_peak_mib, resident_mib
 
 _CHECKPOINT = ("MODEL.ROPE_VIT.ACTIVATION_CHECKPOINT", "True")
@@ -97,7 +98,8 @@ def _measure(
     model = Trainer.build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
     batches = _batches(images // cfg.SOLVER.ACCUMULATE, cfg.SOLVER.ACCUMULATE, image_size)
-    with EventStorage(), slow_bf16_too():
+    # As on a GPU, autocast is followed.
+    with EventStorage(), patch.object(cpu, "_SLOW_BF16", False):
         trainer = build_train_step(cfg, model, batches, optimizer)
         trainer.iter = 0
         trainer.run_step()

@@ -36,15 +36,11 @@ def write_classes(classes: Classes, path: str | os.PathLike[str] | None) -> None
         path: ends in .csv or .npz; a file that is there is replaced. None: CSV to stdout.
     """
     names = np.array(classes.names)[classes.indices]  # (N, k)
-    header = ["image"]
-    for rank in range(1, names.shape[1] + 1):
-        header += [f"class_{rank}", f"probability_{rank}"]
-    rows = (
-        [image, *(value for pair in zip(ours, map(str, theirs), strict=True) for value in pair)]
-        for image, ours, theirs in zip(classes.paths, names, classes.probabilities, strict=True)
-    )
+    ranks = range(1, names.shape[1] + 1)
+    header = [f"{what}_{rank}" for rank in ranks for what in ("class", "probability")]
+    columns = np.stack((names, classes.probabilities.astype(str)), axis=2).reshape(len(names), -1)
     arrays = {"classes": names, "indices": classes.indices, "probabilities": classes.probabilities}
-    _write(path, classes.paths, header, rows, arrays)
+    _write(path, classes.paths, header, columns, arrays)
 
 
 def write_embeddings(embeddings: Embeddings, path: str | os.PathLike[str] | None) -> None:
@@ -54,18 +50,18 @@ def write_embeddings(embeddings: Embeddings, path: str | os.PathLike[str] | None
         path: see :func:`write_classes`.
     """
     values = embeddings.embeddings
-    header = ["image", *(f"embedding_{i}" for i in range(values.shape[1]))]
-    rows = ([image, *map(str, row)] for image, row in zip(embeddings.paths, values, strict=True))
-    _write(path, embeddings.paths, header, rows, {"embeddings": values})
+    header = [f"embedding_{i}" for i in range(values.shape[1])]
+    _write(path, embeddings.paths, header, values, {"embeddings": values})
 
 
 def _write(
     path: str | os.PathLike[str] | None,
     paths: Sequence[str],
     header: list[str],
-    rows: Iterable[list[Any]],
+    columns: np.ndarray,
     arrays: dict[str, Any],
 ) -> None:
+    rows = ([image, *row.astype(str)] for image, row in zip(paths, columns, strict=True))
     if path is None:
         _write_csv(sys.stdout, header, rows)
         return
@@ -81,5 +77,5 @@ def _write(
 
 def _write_csv(file: TextIO, header: list[str], rows: Iterable[list[Any]]) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(["image", *header])
     writer.writerows(rows)

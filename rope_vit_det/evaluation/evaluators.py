@@ -1,4 +1,16 @@
-"""The evaluator that belongs to a dataset."""
+"""The evaluator that belongs to a dataset, by the evaluator_type of its metadata: EVALUATORS.
+
+Each is a function (cfg, dataset_name, output_folder) -> DatasetEvaluator that bears the name of its
+type:
+
+    @EVALUATORS.register()
+    def counting(cfg, dataset_name, output_folder):
+        return CountingEvaluator(dataset_name)
+
+Before a run, :func:`~rope_vit_det.evaluation.ground_truth.score_ground_truth` scores a dataset's
+ground truth by it where the function has an attribute `perfect_output`: a function from a dict of
+the dataset to what a perfect model puts out for it.
+"""
 
 import os
 
@@ -22,19 +34,6 @@ from ..errors import InputError
 from .fast import COCO_MAX_DETECTIONS, FastCOCOEvaluator, FastLVISEvaluator
 
 EVALUATORS = Registry("EVALUATORS")
-EVALUATORS.__doc__ = """Evaluators by the evaluator_type of a dataset's metadata.
-
-Each is a function (cfg, dataset_name, output_folder) -> DatasetEvaluator that bears the name of its
-type:
-
-    @EVALUATORS.register()
-    def counting(cfg, dataset_name, output_folder):
-        return CountingEvaluator(dataset_name)
-
-Before a run, :func:`~rope_vit_det.evaluation.ground_truth.score_ground_truth` scores a dataset's
-ground truth by it where the function has an attribute `perfect_output`: a function from a dict of
-the dataset to what a perfect model puts out for it.
-"""
 
 
 def read_labels(path: str, dtype: type = int) -> np.ndarray:

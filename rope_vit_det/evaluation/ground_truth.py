@@ -8,6 +8,8 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +79,8 @@ def score_ground_truth(
     """
     try:
         with np.errstate(all="ignore"):
-            return _score(dataset_name, evaluator, detections_per_image, fields)
+            limit = detections_per_image if detections_per_image >= 0 else None
+            return _score(dataset_name, evaluator, limit, fields)
     except InputError:
         raise
     except Exception as error:  # of whoever wrote the dataset or the evaluator
@@ -90,7 +93,7 @@ def score_ground_truth(
 
 
 def _score(
-    name: str, evaluator: DatasetEvaluator, limit: int, fields: Collection[str] | None
+    name: str, evaluator: DatasetEvaluator, limit: int | None, fields: Collection[str] | None
 ) -> GroundTruthScore:
     make = dict(EVALUATORS).get(MetadataCatalog.get(name).get("evaluator_type", None))
     output = getattr(make, "perfect_output", None)
@@ -136,22 +139,20 @@ def _score(
     return GroundTruthScore(results, missed, notes)
 
 
+@dataclass
 class _Format:
     """The outputs of a perfect model for one evaluator, and what that evaluator misses of them."""
 
-    is_scored = True
+    name: str  # of the dataset
+    evaluator: Any
+    records: list[dict]
+    fields: Collection[str] | None
+    limit: int | None  # detections of an image
+    is_scored: bool = True
+    strange: list[str] = field(default_factory=list)
 
-    def __init__(
-        self,
-        name: str,
-        evaluator: Any,
-        records: list[dict],
-        fields: Collection[str] | None,
-        limit: int,
-    ) -> None:
-        self.name, self.evaluator, self.records = name, evaluator, records
-        self.fields, self.limit = fields, limit
-        self.strange: list[str] = []
+    def __post_init__(self) -> None:
+        """Finds out what the outputs are made of, and whether there is anything to find."""
 
     def output(self, record: dict) -> dict[str, Any]:
         raise NotImplementedError
@@ -161,7 +162,7 @@ class _Format:
 
     def missed(self, low: dict[str, float]) -> Iterator[str]:
         """Lines on the objects that were not found, where the scores of these tasks are low."""
-        raise NotImplementedError
+        yield from self.strange
 
     def notes(self, low: dict[str, float]) -> Iterator[str]:
         yield from ()
@@ -170,43 +171,68 @@ class _Format:
         return self.fields is None or field in self.fields
 
 
-class _COCO(_Format):
+class _Instances(_Format):
+    def __post_init__(self) -> None:
+        self.is_scored = bool(self.objects()) and self._predicts("pred_boxes")
+        has_masks = any("segmentation" in each for each in self.objects())
+        self.has_masks = self._predicts("pred_masks") and has_masks
+
+    def objects(self) -> list[dict]:
+        """All that are to be found in the dataset."""
+        return [each for record in self.records for each in _objects(record)]
+
+    def output(self, record: dict) -> dict[str, Any]:
+        instances = self._boxes(record)
+        if self.has_masks:
+            instances.pred_masks = _masks(record)[: self.limit]
+        return {"instances": instances}
+
+    def notes(self, low: dict[str, float]) -> Iterator[str]:
+        counts = Counter({i: len(_objects(record)) for i, record in enumerate(self.records)})
+        yield from _limit_note("TEST.DETECTIONS_PER_IMAGE", self.limit, counts, low)
+
+    def _boxes(self, record: dict) -> Instances:
+        objects = _objects(record)[: self.limit]
+        instances = Instances((record.get("height", 0), record.get("width", 0)))
+        boxes = [
+            BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in objects
+        ]
+        instances.pred_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        instances.pred_classes = torch.as_tensor([each["category_id"] for each in objects]).long()
+        instances.scores = torch.ones(len(objects))
+        return instances
+
+
+class _COCO(_Instances):
     """LVIS's too. Its results are made of annotations: pixels of masks would take most of the time.
 
     They are also of objects that Detectron2, when it reads the file, leaves out for their masks.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __post_init__(self) -> None:
         self.is_lvis = isinstance(self.evaluator, FastLVISEvaluator)
         self.truth = complete_coco(self.evaluator._coco_api.dataset, f"dataset {self.name!r}")
         self.sizes = {each["id"]: (each["height"], each["width"]) for each in self.truth["images"]}
+        super().__post_init__()
+        self.is_scored = self.is_scored and self.evaluator._do_evaluation
         mapping = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id", None)
         order = sorted(each["id"] for each in self.truth["categories"])
         self.numbers = mapping or {number: i for i, number in enumerate(order)}
-        objects = _objects(self.truth)
-        points = next((each["keypoints"] for each in objects if _is_labelled(each)), ())
+        points = next((each["keypoints"] for each in self.objects() if _is_labelled(each)), ())
         self.num_points = self._predicts("pred_keypoints") * len(points) // 3
-        has_masks = any("segmentation" in each for each in objects)
-        self.has_masks = self._predicts("pred_masks") and has_masks
-        is_scored = self._predicts("pred_boxes") and self.evaluator._do_evaluation
-        self.is_scored = bool(objects) and is_scored
         self.results: dict[Any, list[dict]] = {image: [] for image in self.sizes}
-        for each in objects if self.is_scored else ():
+        for each in self.objects() if self.is_scored else ():
             self.results[each["image_id"]].append(self._result(each))
+
+    def objects(self) -> list[dict]:
+        return _objects(self.truth)
 
     def output(self, record: dict) -> dict[str, Any]:
         """Without masks; for a user's evaluator, which may look at more than COCO's results."""
-        found = self._found(record)
-        instances = Instances(self.sizes[record["image_id"]])
-        boxes = torch.tensor([each["bbox"] for each in found]).float().reshape(-1, 4)
-        boxes = BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-        instances.pred_boxes = Boxes(boxes)
-        instances.pred_classes = torch.tensor([each["category_id"] for each in found]).long()
-        instances.scores = torch.tensor([each["score"] for each in found]).float()
+        instances = self._boxes(record)
         if self.num_points:
-            points = torch.tensor([each["keypoints"] for each in found]).float()
-            instances.pred_keypoints = points.reshape(len(found), -1, 3)
+            points = torch.tensor([each["keypoints"] for each in _objects(record)[: self.limit]])
+            instances.pred_keypoints = points.float().reshape(-1, self.num_points, 3)
         return {"instances": instances}
 
     def complete(self, record: dict) -> None:
@@ -214,23 +240,17 @@ class _COCO(_Format):
         self.evaluator._predictions[-1:] = [found]
 
     def _found(self, record: dict) -> list[dict[str, Any]]:
-        results = self.results[record["image_id"]][: self.limit if self.limit >= 0 else None]
+        results = self.results[record["image_id"]][: self.limit]
         return [{**each, "category_id": self.numbers[each["category_id"]]} for each in results]
 
     def missed(self, low: dict[str, float]) -> Iterator[str]:
         found = [each for results in self.results.values() for each in results]
         files = {record["image_id"]: record["file_name"] for record in self.records}
         lines: dict[str, list[str]] = {}
+        truth, sigmas = as_api(self.truth), self.evaluator._kpt_oks_sigmas
+        options: dict[str, Any] = {"min_score": 0, "iou": _MIN_IOU, "keypoint_sigmas": sigmas}
         for task in low:
-            matches = match_images(
-                as_api(self.truth),
-                found,
-                min_score=0,
-                iou=_MIN_IOU,
-                task=task,
-                keypoint_sigmas=self.evaluator._kpt_oks_sigmas,
-            )
-            for match in matches:
+            for match in match_images(truth, found, task=task, **options):
                 image = match.image["id"]
                 for each in match.missed:
                     place = f"{files.get(image)}: image {image}, annotation {each['id']}"
@@ -240,7 +260,7 @@ class _COCO(_Format):
     def notes(self, low: dict[str, float]) -> Iterator[str]:
         counts: Counter[Any] = Counter()
         labelled: Counter[Any] = Counter()
-        for each in _objects(self.truth):
+        for each in self.objects():
             key = (each["image_id"], None if self.is_lvis else each["category_id"])
             counts[key] += 1
             labelled[key] += _is_labelled(each)
@@ -269,32 +289,6 @@ class _COCO(_Format):
                 result["keypoints"] = [x + width / 2, y + height / 2, 0] * self.num_points
                 result["score"] = 0.5
         return result
-
-
-class _Instances(_Format):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        objects = [each for record in self.records for each in _objects(record)]
-        self.is_scored = bool(objects) and self._predicts("pred_boxes")
-        has_masks = any("segmentation" in each for each in objects)
-        self.has_masks = self._predicts("pred_masks") and has_masks
-
-    def output(self, record: dict, *, all_objects: bool = False) -> dict[str, Any]:
-        objects = _objects(record)[: self.limit if self.limit >= 0 and not all_objects else None]
-        instances = Instances((record.get("height", 0), record.get("width", 0)))
-        boxes = [
-            BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in objects
-        ]
-        instances.pred_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-        instances.pred_classes = torch.as_tensor([each["category_id"] for each in objects]).long()
-        instances.scores = torch.ones(len(objects))
-        if self.has_masks:
-            instances.pred_masks = _masks(objects, record["height"], record["width"])
-        return {"instances": instances}
-
-    def notes(self, low: dict[str, float]) -> Iterator[str]:
-        counts = Counter({i: len(_objects(record)) for i, record in enumerate(self.records)})
-        yield from _limit_note("TEST.DETECTIONS_PER_IMAGE", self.limit, counts, low)
 
 
 class _VOC(_Instances):
@@ -327,8 +321,7 @@ class _CityscapesInstances(_Instances):
             city, name = record["file_name"].split(os.sep)[-2:]
             name = name.replace("leftImg8bit", "gtFine_instanceIds")
             ids = read_labels(os.path.join(folder, city, name))
-            masks = self.output(record, all_objects=True)["instances"].pred_masks.numpy()
-            for number, mask in enumerate(masks, start=1):
+            for number, mask in enumerate(_masks(record).numpy(), start=1):
                 inside = np.bincount(ids[mask > 0], minlength=1)
                 union = mask.sum() + (ids == inside.argmax()).sum() - inside.max()
                 if inside.max() < _MIN_IOU * max(1, union):
@@ -348,10 +341,9 @@ class _SemSeg(_Format):
                 f"have labels that are no class, such as {strange[0]}"
             )
         # What is ignored may be anything.
-        return {"sem_seg": _BestClass(np.where(is_class, labels, 0))}
-
-    def missed(self, low: dict[str, float]) -> Iterator[str]:
-        yield from self.strange
+        best = torch.from_numpy(np.where(is_class, labels, 0))
+        # All that is asked of class scores: as (K, H, W) they would take seconds.
+        return {"sem_seg": SimpleNamespace(argmax=lambda dim: best)}
 
 
 class _CityscapesSemSeg(_SemSeg):
@@ -371,8 +363,7 @@ class _CityscapesSemSeg(_SemSeg):
 
 
 class _Panoptic(_Format):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __post_init__(self) -> None:
         self.metadata = MetadataCatalog.get(self.name)
         with PathManager.open(self.metadata.panoptic_json) as file:
             self.truth = {each["image_id"]: each for each in json.load(file)["annotations"]}
@@ -410,16 +401,6 @@ _FORMATS: dict[type, type[_Format]] = {
 }
 
 
-class _BestClass:
-    """Class scores of which only the best class is known: as (K, H, W) they would take seconds."""
-
-    def __init__(self, labels: np.ndarray) -> None:
-        self._labels = torch.from_numpy(labels)
-
-    def argmax(self, dim: int) -> torch.Tensor:
-        return self._labels
-
-
 def _objects(record: dict) -> list[dict]:
     return [each for each in record.get("annotations", ()) if not each.get("iscrowd", 0)]
 
@@ -434,9 +415,10 @@ def _rle(annotation: dict, height: int, width: int) -> dict:
     return to_rle(mask or {"size": [height, width], "counts": [height * width]}, (height, width))
 
 
-def _masks(objects: list[dict], height: int, width: int) -> torch.Tensor:
+def _masks(record: dict) -> torch.Tensor:
     """(N, H, W) uint8, each in columns, which pycocotools reads without a copy."""
-    rles = [_rle(each, height, width) for each in objects]
+    height, width = record["height"], record["width"]
+    rles = [_rle(each, height, width) for each in _objects(record)]
     decoded = mask_util.decode(rles) if rles else np.zeros((height, width, 0), np.uint8)
     return torch.from_numpy(decoded).permute(2, 0, 1)
 
@@ -449,8 +431,10 @@ def _describe(scores: dict[str, float]) -> str:
     return ", ".join(f"{task} {score:.2f}" for task, score in scores.items())
 
 
-def _limit_note(what: str, limit: int, counts: Counter, low: dict[str, float]) -> Iterator[str]:
-    beyond = [count - limit for count in counts.values() if count > limit >= 0]
+def _limit_note(
+    what: str, limit: int | None, counts: Counter, low: dict[str, float]
+) -> Iterator[str]:
+    beyond = [count - limit for count in counts.values() if limit is not None and count > limit]
     if beyond and low:
         yield (
             f"{sum(beyond)} objects on {len(beyond)} images are more than {what} {limit}; what can "

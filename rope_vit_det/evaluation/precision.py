@@ -1,6 +1,7 @@
 """AP of each class and size, and precision over recall."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,27 +48,19 @@ def class_precisions(
         truth, results: see :func:`~rope_vit_det.evaluation.results.read_results`.
         task: "bbox" or "segm".
     """
-    ids = sorted(truth.cats)
-    counts = dict.fromkeys(ids, 0)
-    for annotation in truth.dataset["annotations"]:
-        counts[annotation["category_id"]] += not annotation["iscrowd"]
-    table = _precision(truth, results, task)  # (IoU, recall, class, area)
-    whole = ClassPrecision(
-        "all classes", _values(table), _mean(table[..., 0], axis=2), sum(counts.values())
+    counts = Counter(
+        each["category_id"] for each in truth.dataset["annotations"] if not each["iscrowd"]
     )
-    each = [
-        ClassPrecision(
-            truth.cats[number]["name"], _values(table[:, :, [i]]), table[:, :, i, 0], counts[number]
-        )
-        for i, number in enumerate(ids)
-    ]
-    return [whole, *each]
-
-
-def _precision(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> np.ndarray:
     evaluated = evaluate(truth.dataset, results, task, maxDets=MAX_DETECTIONS)
-    table = np.asarray(evaluated.eval["precision"], float)[..., -1]
-    return np.where(table < 0, np.nan, table)
+    table = np.asarray(evaluated.eval["precision"], float)[..., -1]  # (IoU, recall, class, area)
+    table = np.where(table < 0, np.nan, table)
+    parts = [("all classes", table, counts.total())]
+    for i, number in enumerate(sorted(truth.cats)):
+        parts.append((truth.cats[number]["name"], table[:, :, [i]], counts[number]))
+    return [
+        ClassPrecision(name, _values(part), _mean(part[..., 0], axis=2), count)
+        for name, part, count in parts
+    ]
 
 
 def _values(table: np.ndarray) -> dict[str, float]:

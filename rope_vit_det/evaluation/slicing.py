@@ -77,7 +77,7 @@ def find_in_slices(
     """
     height, width = size = image.shape[:2]
     boxes = windows(size, side, overlap)
-    found = []
+    found, looks, are_cut = [], [], []
     for look, (left, top, right, bottom) in enumerate(boxes):
         part = np.ascontiguousarray(image[top:bottom, left:right])
         each = _placed(find(part), left, top, size)
@@ -87,13 +87,18 @@ def find_in_slices(
         is_cut |= (edges[:, 1] < top + margin) & (top > 0)
         is_cut |= (edges[:, 2] > right - margin) & (right < width)
         is_cut |= (edges[:, 3] > bottom - margin) & (bottom < height)
-        found.append(_labelled(each, look, is_cut))
+        found.append(each)
+        looks += [look] * len(each)
+        are_cut += is_cut.tolist()
     if len(boxes) > 1:
         whole = reduced(image, max(longest, side, _WHOLE))
-        each = _enlarged(find(np.ascontiguousarray(whole)), size)
-        look = len(boxes) if whole is image else _REDUCED
-        found.append(_labelled(each, look, torch.zeros(len(each), dtype=torch.bool)))
-    return _merged(Instances.cat(found))
+        each = resized(find(np.ascontiguousarray(whole)), size)
+        if each.has("pred_masks"):
+            each.pred_boxes = _around(each.pred_masks, each.pred_boxes.tensor)
+        found.append(each)
+        looks += [len(boxes) if whole is image else _REDUCED] * len(each)
+        are_cut += [False] * len(each)
+    return _merged(Instances.cat(found), np.array(looks), np.array(are_cut, bool))
 
 
 class SlicedModel(nn.Module):
@@ -151,14 +156,6 @@ def _placed(found: Instances, left: int, top: int, size: tuple[int, int]) -> Ins
     return result
 
 
-def _enlarged(found: Instances, size: tuple[int, int]) -> Instances:
-    """What was found in a reduced image, in the coordinates of the image itself."""
-    result = resized(found, size)
-    if result.has("pred_masks"):
-        result.pred_boxes = _around(result.pred_masks, result.pred_boxes.tensor)
-    return result
-
-
 def _around(masks: RLEMasks, boxes: Tensor) -> Boxes:
     """The boxes around masks; an empty mask keeps the box that it has."""
     tight = torch.tensor([box_of(rle) for rle in masks.rles]).reshape(-1, 4).to(boxes.dtype)
@@ -166,12 +163,7 @@ def _around(masks: RLEMasks, boxes: Tensor) -> Boxes:
     return Boxes(torch.where(is_empty, boxes, tight))
 
 
-def _labelled(found: Instances, look: int, is_cut: Tensor) -> Instances:
-    found.look, found.is_cut = torch.full((len(found),), look), is_cut
-    return found
-
-
-def _merged(found: Instances) -> Instances:
+def _merged(found: Instances, looks: np.ndarray, is_cut: np.ndarray) -> Instances:
     """Class by class, the best first: it takes the place of what others saw of it.
 
     Of equal scores, what a slice shows whole comes first.
@@ -181,7 +173,6 @@ def _merged(found: Instances) -> Instances:
     """
     boxes = found.pred_boxes.tensor.numpy().copy()
     classes, scores = found.pred_classes.numpy(), found.scores.numpy()
-    looks, is_cut = found.look.numpy(), found.is_cut.numpy()
     joined: dict[int, list[int]] = {}
     rles = found.pred_masks.rles if found.has("pred_masks") else None
     order = np.lexsort((*boxes.T[[3, 2, 1, 0]], is_cut | (looks == _REDUCED), -scores))
@@ -200,8 +191,6 @@ def _merged(found: Instances) -> Instances:
             left = rest[~matches]
     kept = sorted(joined, key=lambda i: (-scores[i], i))
     result = found[torch.tensor(kept, dtype=torch.int64)]
-    result.remove("look")
-    result.remove("is_cut")
     result.pred_boxes = Boxes(torch.from_numpy(boxes[kept].reshape(-1, 4)))
     if rles is not None:
         masks = [as_rle(mask_util.merge([rles[j] for j in (i, *joined[i])])) for i in kept]

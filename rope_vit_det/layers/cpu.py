@@ -24,10 +24,9 @@ without AVX-512 (family 25). There the network does not follow autocast to bf16
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +42,9 @@ from .mlp import FeedForward, LayerScale, SwiGLU
 from .rope import apply_rotary
 from .windows import WindowGroup, num_tokens, window_parts
 
+if TYPE_CHECKING:
+    from ..models.encoder import EncoderBlock
+
 # Queries whose scores are held at once: (512, 4101) stays within the last cache.
 _CHUNK = 512
 # Below, calls cost more than the better kernel gains.
@@ -54,7 +56,10 @@ _PART_TOKENS = 1200
 # number of keys: 0.012 s where the fused kernel takes 0.022 s, for 16 windows of 16 x 16.
 _MAX_PLAIN_KEYS = 1024
 # What the parts of a block may be.
-_LAYERS = (
+_PARTS = (
+    RotaryAttention,
+    FeedForward,
+    SwiGLU,
     nn.Linear,
     QueryValueBias,
     nn.LayerNorm,
@@ -117,53 +122,24 @@ def is_slow_bf16_autocast(device: torch.device) -> bool:
     )
 
 
-@contextmanager
-def slow_bf16_too() -> Iterator[None]:
-    """Within, autocast to bf16 is followed on any CPU: to measure the memory of a GPU."""
-    global _SLOW_BF16
-    before, _SLOW_BF16 = _SLOW_BF16, False
-    try:
-        yield
-    finally:
-        _SLOW_BF16 = before
-
-
-class Block(Protocol):
-    """What is read here of an :class:`~rope_vit_det.models.encoder.EncoderBlock`."""
-
-    training: bool
-    norm1: nn.LayerNorm | nn.RMSNorm
-    attn: RotaryAttention
-    layer_scale_1: nn.Module
-    norm2: nn.LayerNorm | nn.RMSNorm
-    mlp: nn.Module
-    layer_scale_2: nn.Module
-    drop_path: nn.Module
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-
-def takes(block: Block, x: Tensor) -> bool:
+def takes(block: "EncoderBlock", x: Tensor) -> bool:
     """Whether :func:`block_forward` serves a block for these tokens (B, N, C).
 
     Not while a graph is made, nor where someone looks into the block or has changed it.
     """
     if is_building_graph() or x.device.type != "cpu" or not (_ENABLED or _is_inference(block)):
         return False
-    attn = block.attn
-    if type(attn) is not RotaryAttention or attn.frequencies is not None:
-        return False
-    if type(block.mlp) not in (FeedForward, SwiGLU):
-        return False
     block_itself, *parts = block.modules()
-    own = {attn, block.mlp}
-    return not are_watched((block_itself, *parts)) and all(
-        type(part) in _LAYERS or part in own for part in parts
+    return (
+        all(type(part) in _PARTS for part in parts)
+        and isinstance(block.mlp, FeedForward | SwiGLU)
+        and block.attn.frequencies is None
+        and not are_watched((block_itself, *parts))
     )
 
 
 def block_forward(
-    block: Block, x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None
+    block: "EncoderBlock", x: Tensor, rope: Tensor, windows: Sequence[WindowGroup] | None
 ) -> Tensor:
     """The forward pass of a block that :func:`takes` these tokens, with its arguments."""
     # What a linear layer puts out then stays in the cache until it has been used: 137 ms instead of
@@ -187,17 +163,12 @@ def _num_parts(x: Tensor) -> int:
     return math.ceil(x.shape[:-1].numel() / _PART_TOKENS)
 
 
-def linear_by_parts(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer of (B, N, C) alone, as the blocks run it in inference: to measure it."""
-    return _cat([linear(layer, part) for part in x.chunk(_num_parts(x), dim=1)])
-
-
 def _cat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """Parts of the tokens (B, N, …) together; a copy only where there are several."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _is_inference(block: Block) -> bool:
+def _is_inference(block: "EncoderBlock") -> bool:
     return not (block.training or torch.is_grad_enabled())
 
 
@@ -228,7 +199,7 @@ def _with_weights_cast_once() -> _Product:
 
 
 def _windows_by_parts(
-    block: Block,
+    block: "EncoderBlock",
     product: _Product,
     x: Tensor,
     rope: Tensor,
@@ -267,7 +238,7 @@ def _windows_by_parts(
 
 
 def _project(
-    block: Block, product: _Product, x: Tensor, rope: Tensor
+    block: "EncoderBlock", product: _Product, x: Tensor, rope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries and keys, and values: each (B, N, H, D), of any tokens (B, N, C)."""
     attn = block.attn
@@ -284,7 +255,7 @@ def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
     return out
 
 
-def _finish(block: Block, product: _Product, x: Tensor, attended: Tensor) -> Tensor:
+def _finish(block: "EncoderBlock", product: _Product, x: Tensor, attended: Tensor) -> Tensor:
     """What follows the attention, which looks at every token by itself."""
     attended = product(block.attn.proj, block.attn.norm(attended.flatten(2)))
     x = x + block.drop_path(block.layer_scale_1(attended))
@@ -307,7 +278,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention.attend(q, k, v)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if k.shape[2] > _MAX_PLAIN_KEYS:
-        return attend_by_heads(q, k, v).transpose(1, 2)
+        out: Tensor = _AttendByHeads.apply(q, k, v)
+        return out.transpose(1, 2)
     if q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
         return (scores.softmax(-1) @ v).transpose(1, 2)
@@ -358,34 +330,24 @@ def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.t()
 
 
-def attend_by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+class _AttendByHeads(torch.autograd.Function):
     """Softmax attention of (B, H, Nq, D) over (B, H, Nk, D), one head and chunk after the other.
 
     The backward pass recomputes the scores (FlashAttention, arXiv 2205.14135, section 3.1), so that
     memory grows with the number of tokens, not with its square.
     """
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _AttendByHeads.apply(q, k, v)
-    return _attend_by_heads(q, k, v)
 
-
-def _attend_by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    scale = q.shape[-1] ** -0.5
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            query, key = q[b, h] * scale, k[b, h].contiguous()
-            value_t = v[b, h].t().contiguous()
-            for rows, chunk in zip(out[b, h].split(_CHUNK), query.split(_CHUNK), strict=True):
-                weights = _times_transposed(chunk, key).softmax(-1)
-                rows.copy_(_times_transposed(weights, value_t))
-    return out
-
-
-class _AttendByHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = _attend_by_heads(q, k, v)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        scale = q.shape[-1] ** -0.5
+        for b in range(q.shape[0]):
+            for h in range(q.shape[1]):
+                query, key = q[b, h] * scale, k[b, h].contiguous()
+                value_t = v[b, h].t().contiguous()
+                for rows, chunk in zip(out[b, h].split(_CHUNK), query.split(_CHUNK), strict=True):
+                    weights = _times_transposed(chunk, key).softmax(-1)
+                    rows.copy_(_times_transposed(weights, value_t))
         ctx.save_for_backward(q, k, v, out)
         return out
 

@@ -65,6 +65,7 @@ def interpolate_position_table(
     num_special_tokens: int,
     *,
     antialias: bool = False,
+    tile: tuple[int, int] | None = None,
 ) -> Tensor:
     """Brings a learned absolute position table to another grid.
 
@@ -75,52 +76,28 @@ def interpolate_position_table(
         num_special_tokens: S; their entries stay as they are.
         antialias: birder's networks do without in the forward pass, and with it where a table is
             resampled for good; timm's do with it in both.
+        tile: the (h, w) to which the table is interpolated, and in which it is then repeated over
+            the grid; None: it is interpolated over the whole of it. Where a tile is a window, every
+            window sees the table as it was pretrained, instead of a piece of a stretched one:
+            interpolation is harmful under windows ("Window Attention is Bugged", arXiv 2311.05613,
+            section 3). Tiles start at the top left; those that cross the bottom and right edge are
+            cropped, as windows are. Along an axis that is shorter, the tile is as long as the axis.
 
     Returns:
         Tensor: (1, S + new_h*new_w, C), bicubic, in the table's dtype.
     """
-    if not is_building_graph() and old_grid == new_grid:
-        return table  # in a graph, it is interpolated onto itself
-    special, grid = table[:, :num_special_tokens], table[:, num_special_tokens:]
-    grid = grid.unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, C, h, w)
-    grid = F.interpolate(grid.float(), size=new_grid, mode="bicubic", antialias=antialias)
-    grid = grid.to(table.dtype)
-    return torch.cat((special, grid.flatten(2).transpose(1, 2)), dim=1)
-
-
-def tile_position_table(
-    table: Tensor,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    tile: tuple[int, int],
-    num_special_tokens: int,
-    *,
-    antialias: bool = False,
-) -> Tensor:
-    """Repeats a learned absolute position table over a grid, one tile after the other.
-
-    Where a tile is a window, every window sees the table as it was pretrained, instead of a piece
-    of a stretched one: interpolation is harmful under windows ("Window Attention is Bugged", arXiv
-    2311.05613, section 3). Tiles start at the top left; those that cross the bottom and right edge
-    are cropped, as windows are.
-
-    Args:
-        table, old_grid, new_grid, num_special_tokens, antialias: as of
-            :func:`interpolate_position_table`.
-        tile: (h, w) of one tile, to which the table is interpolated first; along an axis that is
-            shorter, the tile is as long as the axis.
-
-    Returns:
-        Tensor: (1, S + new_h*new_w, C) in the table's dtype.
-    """
-    tile = (min(tile[0], new_grid[0]), min(tile[1], new_grid[1]))
-    table = interpolate_position_table(
-        table, old_grid, tile, num_special_tokens, antialias=antialias
-    )
-    if tile == new_grid:
+    side = new_grid if tile is None else (min(tile[0], new_grid[0]), min(tile[1], new_grid[1]))
+    # In a graph for many sizes, it is interpolated onto itself.
+    is_kept = not is_building_graph() and old_grid == side
+    if is_kept and side == new_grid:
         return table
     special, grid = table[:, :num_special_tokens], table[:, num_special_tokens:]
-    num_tiles = [-(-size // side) for size, side in zip(new_grid, tile, strict=True)]
-    grid = grid.unflatten(1, tile).repeat(1, *num_tiles, 1)  # (1, >= new_h, >= new_w, C)
-    grid = grid[:, : new_grid[0], : new_grid[1]]
+    grid = grid.unflatten(1, old_grid)  # (1, h, w, C)
+    if not is_kept:
+        grid = grid.permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, size=side, mode="bicubic", antialias=antialias)
+        grid = grid.to(table.dtype).permute(0, 2, 3, 1)
+    if tile is not None and side != new_grid:
+        num_tiles = [-(-size // step) for size, step in zip(new_grid, side, strict=True)]
+        grid = grid.repeat(1, *num_tiles, 1)[:, : new_grid[0], : new_grid[1]]
     return torch.cat((special, grid.flatten(1, 2)), dim=1)

@@ -22,15 +22,14 @@ class WindowGroup(NamedTuple):
     window_tokens: int
 
 
-class _Region(NamedTuple):
-    rows: slice
-    cols: slice
-    window: tuple[int, int]
-    num: tuple[int, int]
+_Region = tuple[slice, slice, tuple[int, int], tuple[int, int]]
 
 
 def _regions(grid: tuple[int, int], window: tuple[int, int]) -> Iterator[_Region]:
-    """The up to four parts of a grid (inner, right, bottom, corner) with one window size each."""
+    """The up to four parts of a grid (inner, right, bottom, corner) with one window size each.
+
+    Of each its rows and columns, and the size and number of its windows along both.
+    """
 
     def split(size: int, w: int) -> list[tuple[slice, int, int]]:
         whole = size // w * w
@@ -39,7 +38,7 @@ def _regions(grid: tuple[int, int], window: tuple[int, int]) -> Iterator[_Region
 
     for rows, wh, nh in split(grid[0], window[0]):
         for cols, ww, nw in split(grid[1], window[1]):
-            yield _Region(rows, cols, (wh, ww), (nh, nw))
+            yield rows, cols, (wh, ww), (nh, nw)
 
 
 def window_groups(grid: tuple[int, int], window: tuple[int, int]) -> list[WindowGroup]:
@@ -50,10 +49,9 @@ def window_groups(grid: tuple[int, int], window: tuple[int, int]) -> list[Window
         window: (h, w) of one window, each at least 1.
     """
     groups, start = [], 0
-    for region in _regions(grid, window):
-        num, tokens = region.num[0] * region.num[1], region.window[0] * region.window[1]
-        groups.append(WindowGroup(start, num, tokens))
-        start += num * tokens
+    for _, _, (wh, ww), (nh, nw) in _regions(grid, window):
+        groups.append(WindowGroup(start, nh * nw, wh * ww))
+        start += nh * nw * wh * ww
     return groups
 
 

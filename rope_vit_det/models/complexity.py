@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
 from ..layers.patch_embed import PatchEmbed, resample_kernel
-from .rope_vit import RoPEViT
 from .variants import check_network, create_model
 
 _aten = torch.ops.aten
-# By name, the first that matches.
+# By name, the first that matches; the last matches everything.
 _PARTS = {
     "stem": r"conv_proj",
     "attention": r"encoder\.block\.\d+\.attn",
@@ -34,23 +33,6 @@ class Complexity(NamedTuple):
     activations: int  # elements that convolutions and linear layers put out
 
 
-def count_parameters(name: str, **kwargs: Any) -> int:
-    """Parameters of :func:`create_model` with these arguments."""
-    with torch.device("meta"):
-        model = create_model(name, **kwargs)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_multiply_adds(name: str, height: int, width: int, **kwargs: Any) -> int:
-    """Multiply-adds of :meth:`RoPEViT.detection_features` for one image.
-
-    Args:
-        name, height, width, kwargs: of :func:`network_complexity`.
-    """
-    parts = network_complexity(name, height, width, **kwargs)
-    return sum(part.multiply_adds for part in parts.values())
-
-
 def network_complexity(name: str, height: int, width: int, **kwargs: Any) -> dict[str, Complexity]:
     """What the parts of a network cost for one image, without anything behind the last block.
 
@@ -61,7 +43,8 @@ def network_complexity(name: str, height: int, width: int, **kwargs: Any) -> dic
     with torch.device("meta"):
         model = create_model(name, **kwargs, features_only=True).eval()
         image = torch.empty(1, 3, height, width)
-    return count_complexity(_Features(model), image, lambda path: network_part(path[len("net.") :]))
+    model.forward = model.detection_features  # type: ignore[assignment, method-assign]
+    return count_complexity(model, image, network_part)
 
 
 def network_tables(
@@ -90,9 +73,13 @@ def network_tables(
     return "\n\n".join(tables)
 
 
+def total(parts: Mapping[str, Complexity]) -> Complexity:
+    """Of all parts together."""
+    return Complexity(*map(sum, zip(*parts.values(), strict=True)))
+
+
 def complexity_table(parts: Mapping[str, Complexity]) -> str:
     """The parts and their sum as a table: millions, billions (of operations: x2), millions."""
-    total = Complexity(*map(sum, zip(*parts.values(), strict=True)))
     rows = [
         (
             name,
@@ -101,7 +88,7 @@ def complexity_table(parts: Mapping[str, Complexity]) -> str:
             f"{2 * part.multiply_adds / 1e9:.2f}",
             f"{part.activations / 1e6:.1f}",
         )
-        for name, part in (*parts.items(), ("total", total))
+        for name, part in (*parts.items(), ("total", total(parts)))
         if any(part)
     ]
     headers = ("", "parameters (M)", "multiply-adds (G)", "operations (G)", "activations (M)")
@@ -122,19 +109,7 @@ def describe_size(size: tuple[int, int]) -> str:
 
 def network_part(path: str) -> str:
     """The part of a :class:`RoPEViT` that a module or parameter of that name belongs to."""
-    for part, pattern in _PARTS.items():
-        if re.match(pattern, path):
-            return part
-    raise AssertionError("the last pattern matches everything")
-
-
-class _Features(nn.Module):
-    def __init__(self, net: RoPEViT) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return self.net.detection_features(x)
+    return next(part for part, pattern in _PARTS.items() if re.match(pattern, path))
 
 
 def count_complexity(

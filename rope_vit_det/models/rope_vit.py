@@ -15,7 +15,7 @@ from ..layers.attention import QKVBias
 from ..layers.cpu import is_slow_bf16_autocast
 from ..layers.graphs import is_building_graph
 from ..layers.lora import add_adapter
-from ..layers.patch_embed import PatchEmbed, interpolate_position_table, tile_position_table
+from ..layers.patch_embed import PatchEmbed, interpolate_position_table
 from ..layers.pooling import AttentionPool
 from ..layers.rope import Angles, Indexing, RotaryEmbedding2D, Rotation, random_scale
 from ..layers.windows import from_windows, to_windows, window_groups
@@ -150,36 +150,23 @@ class RoPEViT(nn.Module):
                 :meth:`detection_features` works.
         """
         super().__init__()
-        check_argument(
-            "image_size",
-            image_size,
-            is_pair(image_size) and not any(side % patch_size for side in image_size),
-            f"a side in pixels or [h, w], multiples of the patch size {patch_size}",
-        )
+        is_size = is_pair(image_size) and not any(side % patch_size for side in image_size)
+        allowed = f"a side in pixels or [h, w], multiples of the patch size {patch_size}"
+        check_argument("image_size", image_size, is_size, allowed)
         check_rule("patch_stride", patch_stride, optional(whole(1), f"the patch size {patch_size}"))
         check_rule("window_size", window_size, whole(0, " (0: no windows)"))
-        for name, flag in (
-            ("tile_pos_embed", tile_pos_embed),
-            ("activation_checkpoint", activation_checkpoint),
-            ("compile", compile),
-        ):
-            check_rule(name, flag, FLAG)
+        check_rule("tile_pos_embed", tile_pos_embed, FLAG)
+        check_rule("activation_checkpoint", activation_checkpoint, FLAG)
+        check_rule("compile", compile, FLAG)
         check_rule("rescale_coords", rescale_coords, optional(number(1), "off"))
         check_rule("drop_path_rate", drop_path_rate, number(0, 1, or_most=False))
         check_rule("num_classes", num_classes, whole(0, " (0: no classifier)"))
-        check_argument(
-            "global_blocks",
-            global_blocks,
-            global_blocks is None or are_blocks(global_blocks, num_layers),
-            "None (the last block of each quarter) or a list of block indices in "
-            f"0..{num_layers - 1}",
-        )
-        check_argument(
-            "tile_pos_embed",
-            tile_pos_embed,
-            pos_embed or not tile_pos_embed,
-            "False for a network without an absolute position table",
-        )
+        are_known = global_blocks is None or are_blocks(global_blocks, num_layers)
+        indices = f"a list of block indices in 0..{num_layers - 1}"
+        allowed = f"None (the last block of each quarter) or {indices}"
+        check_argument("global_blocks", global_blocks, are_known, allowed)
+        allowed = "False for a network without an absolute position table"
+        check_argument("tile_pos_embed", tile_pos_embed, pos_embed or not tile_pos_embed, allowed)
         if features_only:
             check_argument("num_classes", num_classes, not num_classes, "0 with features_only")
         if global_blocks is None:
@@ -298,13 +285,10 @@ class RoPEViT(nn.Module):
                 "a network for features only has no final norm, pooling and classifier: call "
                 "detection_features(), or build one with rope_vit_det.create_model"
             )
-        check_argument(
-            "pooling",
-            pooling,
-            pooling in (None, "mean")
-            or (pooling == "class_token" and self.class_token is not None),
-            'None, "mean" or, where there is one, "class_token"',
-        )
+        allowed = 'None, "mean" or, where there is one, "class_token"'
+        is_missing = pooling == "class_token" and self.class_token is None
+        is_known = pooling in (None, "mean", "class_token")
+        check_argument("pooling", pooling, is_known and not is_missing, allowed)
         x, _ = self._encode(x)
         if not self.norm_pooled:
             x = self.norm(x)
@@ -440,12 +424,12 @@ class RoPEViT(nn.Module):
     def _absolute_positions(self, grid: tuple[int, int]) -> Tensor | None:
         if self.pos_embedding is None:
             return None
-        table = (self.pos_embedding, self.pos_grid, grid)
         antialias, special = self.pos_embed_antialias, self.pos_special_tokens
-        if not self.tile_pos_embed:
-            return interpolate_position_table(*table, special, antialias=antialias)
-        tile = (self.window_size, self.window_size) if self.window_size else self.pos_grid
-        return tile_position_table(*table, tile, special, antialias=antialias)
+        window = (self.window_size, self.window_size) if self.window_size else self.pos_grid
+        tile = window if self.tile_pos_embed else None
+        return interpolate_position_table(
+            self.pos_embedding, self.pos_grid, grid, special, antialias=antialias, tile=tile
+        )
 
     def _window(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         """The window (h, w) on this grid; None where it covers the grid, or no block has one."""
@@ -498,25 +482,19 @@ class RoPEViT(nn.Module):
             num_blocks: 1 to the depth; 0: nothing is frozen; -1: all of the network.
         """
         depth = len(self.encoder.block)
-        check_argument(
-            "freeze_blocks",
-            num_blocks,
-            is_whole_number(num_blocks, -1) and num_blocks <= depth,
-            f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)",
-        )
+        is_number = is_whole_number(num_blocks, -1) and num_blocks <= depth
+        allowed = f"0 (nothing is frozen), 1 to {depth} (stem and that many blocks) or -1 (all)"
+        check_argument("freeze_blocks", num_blocks, is_number, allowed)
         if num_blocks == 0:
             return
         blocks = self.encoder.block if num_blocks == -1 else self.encoder.block[:num_blocks]
         for block in blocks:
             block.drop_path.p = 0.0
-        if num_blocks == -1:
-            self.requires_grad_(False)
-            return
-        for tokens in (self.pos_embedding, self.class_token, self.reg_tokens):
-            if tokens is not None:
-                tokens.requires_grad_(False)
-        for module in (self.conv_proj, self.encoder.pre_block, *blocks):
-            module.requires_grad_(False)
+        tokens = (self.pos_embedding, self.class_token, self.reg_tokens)
+        first = (*tokens, self.conv_proj, self.encoder.pre_block, *blocks)
+        for part in (self,) if num_blocks == -1 else first:
+            if part is not None:
+                part.requires_grad_(False)
 
 
 def _run_block(block: EncoderBlock, recompute: bool, *args: Any) -> Tensor:

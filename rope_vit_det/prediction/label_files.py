@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import yaml
 from detectron2.structures import Instances
 
 from ..data.classes import Classes, to_coco_results
+from ..data.coco_file import complete_coco
 from ..data.rle_masks import decode_part
 from ..utils.atomic_files import new_file
 
@@ -55,12 +55,9 @@ class Predictions:
         coco = {
             "images": [self._images[image_id] for image_id in ids],
             "categories": [{"id": number, "name": name} for number, name in pairs],
-            "annotations": [
-                {"id": number, **result, "area": _area(result), "iscrowd": 0}
-                for number, result in enumerate(results, start=1)
-            ],
+            "annotations": [{"id": i, **result} for i, result in enumerate(results, start=1)],
         }
-        _write(path, json.dumps(coco))
+        _write(path, json.dumps(complete_coco(coco, path)))
 
     def write_yolo(self, folder: str | os.PathLike, labels: Mapping[str, str]) -> None:
         """data.yaml, and for each image a file with a row an object, as Ultralytics reads them.
@@ -149,12 +146,6 @@ def _shapes(
 def _write(path: str | os.PathLike, text: str) -> None:
     with new_file(path, force=True) as temporary:
         temporary.write_text(text, "utf-8")
-
-
-def _area(result: dict[str, Any]) -> float:
-    if "segmentation" in result:
-        return float(mask_util.area(result["segmentation"]))
-    return result["bbox"][2] * result["bbox"][3]
 
 
 def _keypoints(result: dict[str, Any]) -> np.ndarray:

@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,17 +18,21 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..utils.image_files import any_number_of_pixels, find_images, load_batches, read_rgb
+from ..evaluation.slicing import check_slicing
+from ..utils.atomic_files import check_folder, check_new_file
+from ..utils.image_files import (
+    any_number_of_pixels,
+    find_images,
+    for_each_file,
+    image_size,
+    load_batches,
+    read_rgb,
+)
 from ..visualization.predictions import draw_instances, draw_picture
 from ..visualization.sheets import write_picture
-from .inputs import check_images, find_video
 from .label_files import Predictions
 from .predictor import Predictor, Prepared
-from .slicing import SlicedPredictor, check_slicing
-from .video import Video, new_video
-
-# What pictures are drawn on, if any are, and what the detector gets.
-_Loaded: TypeAlias = tuple[np.ndarray | None, np.ndarray | Prepared]
+from .video import Video, find_video, new_video
 
 
 def run(
@@ -78,8 +83,10 @@ def run(
         raise InputError(f"the batch size must be 1 or more, got {batch_size}")
     if slice_side is not None:
         check_slicing(slice_side)
-    for path in written:
-        _check_writable(path)
+    for folder in filter(None, (output, yolo)):
+        check_folder(folder)
+    for file in filter(None, (json_file, label_studio)):
+        check_new_file(file, force=True)
     video = find_video(inputs)
     if video and (yolo or label_studio):
         raise InputError(f"{video} is a video: --yolo and --label-studio are for images; --json")
@@ -93,30 +100,54 @@ def run(
         device=device,
         tta=tta,
         bf16=bf16,
+        slice_side=slice_side,
     )
     print(f"{predictor.cfg.MODEL.WEIGHTS}: {len(predictor.classes['names'])} classes", flush=True)
     keep = _class_numbers(classes, predictor.classes["names"])
-    model = predictor if slice_side is None else SlicedPredictor(predictor, slice_side)
-    work = _Work(model, keep)
     labels = Predictions(predictor.classes) if written != [output] else None
+    work = _Work(predictor, keep, output, labels, batch_size)
     start = time.perf_counter()
     left_out = 0
     if isinstance(source, Video):
-        _predict_video(source, work, predictor, output, labels, batch_size)
+        work.predict_video(source)
     else:
-        left_out = _predict_images(source, work, predictor, output, labels, batch_size)
+        left_out = work.predict_images(source)
     if labels and json_file:
         labels.write_coco(json_file)
     if labels and yolo and isinstance(source, _Images):
         labels.write_yolo(yolo, source.labels)
     if labels and label_studio:
         labels.write_label_studio(label_studio, predictor.cfg.MODEL.WEIGHTS)
-    print(work.summary(time.perf_counter() - start, predictor))
+    print(work.summary(time.perf_counter() - start))
     for path in written:
         print(f"written: {path}")
     if left_out and isinstance(source, _Images):
         print(f"{left_out} of {len(source.paths)} images left out, see above", file=sys.stderr)
     return 1 if left_out else 0
+
+
+def _check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Looks at every image, before the work starts, without decoding what looks whole.
+
+    Returns:
+        (height, width) of each.
+
+    Raises:
+        InputError: names the first that cannot be read, and says how many there are.
+    """
+
+    def size(path: str) -> tuple[int, int] | InputError:
+        try:
+            return image_size(path, ends=True)[::-1]
+        except InputError as error:
+            return InputError(f"{path}: {error}")
+
+    sizes = list(for_each_file(size, paths, "Looking at the images"))
+    errors = [each for each in sizes if isinstance(each, InputError)]
+    if errors:
+        more = f" ({len(errors)} of {len(paths)} images cannot be read)" if errors[1:] else ""
+        raise InputError(f"{errors[0]}{more}")
+    return [each for each in sizes if not isinstance(each, InputError)]
 
 
 class _Images:
@@ -130,119 +161,109 @@ class _Images:
         self.ids = {path: i for i, path in enumerate(paths, start=1)}
         self.are_sliced = slice_side is not None
         with any_number_of_pixels(self.are_sliced):
-            sizes = dict(zip(paths, check_images(paths), strict=True))
+            sizes = dict(zip(paths, _check_images(paths), strict=True))
         # Images of a size go through the network together.
         self.paths = sorted(paths, key=lambda path: sizes[path])
 
 
+@dataclass
 class _Work:
-    """Runs the detector, and counts."""
+    """Runs the detector, draws and keeps what it finds, and counts."""
 
-    def __init__(self, model: Predictor | SlicedPredictor, keep: torch.Tensor | None) -> None:
-        self._model: Any = model  # of slices: takes arrays alone
-        self._keep = keep
-        self.seconds = 0.0
-        self.num_images = 0
-        self.found: Counter[int] = Counter()
+    predictor: Predictor
+    keep: torch.Tensor | None  # classes; None: all
+    output: str | None
+    labels: Predictions | None
+    batch_size: int
+    seconds: float = 0.0
+    num_images: int = 0
+    found: Counter[int] = field(default_factory=Counter)
 
-    def __call__(
+    def predict(
         self, images: Sequence[np.ndarray | Prepared], channel_order: Literal["RGB", "BGR"]
     ) -> list[Instances]:
         start = time.perf_counter()
-        results = self._model.predict(images, channel_order=channel_order)
-        if self._keep is not None:
-            results = [each[torch.isin(each.pred_classes, self._keep)] for each in results]
+        results = self.predictor.predict(images, channel_order=channel_order)
+        if self.keep is not None:
+            results = [each[torch.isin(each.pred_classes, self.keep)] for each in results]
         self.seconds += time.perf_counter() - start
         self.num_images += len(images)
         for each in results:
             self.found.update(each.pred_classes.tolist())
         return results
 
-    def summary(self, seconds: float, predictor: Predictor) -> str:
-        names = predictor.classes["names"]
+    def summary(self, seconds: float) -> str:
+        names = self.predictor.classes["names"]
         found = ", ".join(f"{names[i]} {count}" for i, count in sorted(self.found.items()))
         return (
             f"{self.num_images} images, {self.found.total()} objects ({found or 'none'})\n"
             f"{seconds:.1f} s, {self.num_images / seconds:.2f} images/s with reading and writing, "
             f"{self.num_images / self.seconds:.2f} images/s in the detector, on "
-            f"{predictor.device}"
+            f"{self.predictor.device}"
         )
 
+    def predict_images(self, source: _Images) -> int:
+        """Returns how many images were left out."""
 
-def _predict_images(
-    source: _Images,
-    work: _Work,
-    predictor: Predictor,
-    output: str | None,
-    labels: Predictions | None,
-    batch_size: int,
-) -> int:
-    """Returns how many images were left out."""
+        def load(path: str) -> tuple[np.ndarray | None, Prepared] | InputError:
+            """What pictures are drawn on, if any are, and what the detector gets."""
+            try:
+                with any_number_of_pixels(source.are_sliced):
+                    image = read_rgb(path)
+                return image if self.output else None, self.predictor.prepare(image, path)
+            except InputError as error:
+                return error
 
-    def load(path: str) -> _Loaded | InputError:
-        try:
-            with any_number_of_pixels(source.are_sliced):
-                image = read_rgb(path)
-            drawn_on = image if output else None
-            if source.are_sliced:
-                predictor.check_size(image.shape[:2], path)
-                return drawn_on, image
-            return drawn_on, predictor.prepare(image, path)
-        except InputError as error:
-            return error
+        errors = []
+        if source.are_sliced:  # no large image waits while another is looked at
+            batches: Iterator = ([(path, load(path))] for path in source.paths)
+        else:
+            batches = load_batches(source.paths, self.batch_size, load)
+        with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
+            for loaded in batches:
+                batch = [(p, *each) for p, each in loaded if not isinstance(each, InputError)]
+                new = [error for _, error in loaded if isinstance(error, InputError)]
+                for error in new:
+                    bar.write(f"left out: {error}", file=sys.stderr)
+                errors += new
+                results = self.predict([made for *_, made in batch], "RGB") if batch else []
+                for (path, image, _), found in zip(batch, results, strict=True):
+                    if self.labels:
+                        self.labels.add(source.ids[path], found, file_name=path)
+                    if image is not None:
+                        picture = draw_picture(image, found, self.predictor.metadata)
+                        write_picture(picture, source.pictures[path])
+                bar.update(len(loaded))
+                # Before the next is read.
+                image = picture = results = found = loaded = batch = None  # type: ignore[assignment]
+        if len(errors) == len(source.paths):
+            raise InputError(
+                f"none of the {len(errors)} images can be used; the first, {errors[0]}"
+            )
+        return len(errors)
 
-    errors = []
-    if source.are_sliced:  # no large image waits while another is looked at
-        batches: Iterator = ([(path, load(path))] for path in source.paths)
-    else:
-        batches = load_batches(source.paths, batch_size, load)
-    with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
-        for loaded in batches:
-            batch = [(p, *each) for p, each in loaded if not isinstance(each, InputError)]
-            new = [error for _, error in loaded if isinstance(error, InputError)]
-            for error in new:
-                bar.write(f"left out: {error}", file=sys.stderr)
-            errors += new
-            results = work([made for *_, made in batch], "RGB") if batch else []
-            for (path, image, _), found in zip(batch, results, strict=True):
-                if labels:
-                    labels.add(source.ids[path], found, file_name=path)
-                if image is not None:
-                    picture = draw_picture(image, found, predictor.metadata)
-                    write_picture(picture, source.pictures[path])
-            bar.update(len(loaded))
-            # Before the next is read.
-            image = picture = results = found = loaded = batch = None  # type: ignore[assignment]
-    if len(errors) == len(source.paths):
-        raise InputError(f"none of the {len(errors)} images can be used; the first, {errors[0]}")
-    return len(errors)
-
-
-def _predict_video(
-    video: Video,
-    work: _Work,
-    predictor: Predictor,
-    output: str | None,
-    labels: Predictions | None,
-    batch_size: int,
-) -> None:
-    number = 0
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=video.num_frames or None, unit="frame", disable=None))
-        if output:
-            path = Path(output, Path(video.path).stem + ".mp4")
-            file = stack.enter_context(new_video(path, video.frame_rate))
-        for frames in video.batches(batch_size):
-            for frame, found in zip(frames, work(frames, "BGR"), strict=True):
-                if output:
-                    picture = draw_instances(frame[:, :, ::-1], found, predictor.metadata)
-                    file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-                if labels:
-                    labels.add(number + 1, found, file_name=video.path, frame=number)
-                number += 1
-            bar.update(len(frames))
-    if number < video.num_frames:
-        print(f"{video.path}: {number} of the {video.num_frames} frames it should have were read")
+    def predict_video(self, video: Video) -> None:
+        number = 0
+        with ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(total=video.num_frames or None, unit="frame", disable=None)
+            )
+            if self.output:
+                path = Path(self.output, Path(video.path).stem + ".mp4")
+                file = stack.enter_context(new_video(path, video.frame_rate, video.size))
+            for frames in video.batches(self.batch_size):
+                for frame, found in zip(frames, self.predict(frames, "BGR"), strict=True):
+                    if self.output:
+                        picture = draw_instances(frame[:, :, ::-1], found, self.predictor.metadata)
+                        file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                    if self.labels:
+                        self.labels.add(number + 1, found, file_name=video.path, frame=number)
+                    number += 1
+                bar.update(len(frames))
+        if number < video.num_frames:
+            print(
+                f"{video.path}: {number} of the {video.num_frames} frames it should have were read"
+            )
 
 
 def _class_numbers(wanted: Sequence[str] | None, names: list[str]) -> torch.Tensor | None:
@@ -257,9 +278,7 @@ def _class_numbers(wanted: Sequence[str] | None, names: list[str]) -> torch.Tens
 
 def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
     """A file in the folder for each image, whose names tell apart what has the same name."""
-    folder = os.path.dirname(os.path.abspath(paths[0]))
-    if len(paths) > 1:
-        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
     stems = Counter(os.path.splitext(name)[0] for name in names)
     files = {}
@@ -272,13 +291,3 @@ def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
             raise InputError(f"--output {output}: {file} is one of the images; another folder")
         files[path] = file
     return files
-
-
-def _check_writable(path: str) -> None:
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() and folder != Path(path).absolute():
-        raise InputError(f"{path} cannot be written: {folder} is no folder")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{path} cannot be written: {folder} is read-only")

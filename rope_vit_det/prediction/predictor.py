@@ -14,9 +14,10 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, check_packages
+from ..evaluation.slicing import check_slicing, in_slices
 from ..utils.device import find_device
-from ..utils.image_files import READERS, read_rgb
+from ..utils.image_files import READERS, any_number_of_pixels, read_rgb
 from ..utils.memory import bound_caches
 from ..visualization.colours import class_metadata
 from .load_detector import load_detector, read_detector_config
@@ -53,6 +54,7 @@ class Predictor:
         device: str | torch.device | None = None,
         tta: bool = False,
         bf16: bool = False,
+        slice_side: int | None = None,
     ) -> None:
         """
         Args:
@@ -66,6 +68,10 @@ class Predictor:
             tta: Detectron2's test-time augmentation, over the scales and flips of TEST.AUG.
             bf16: under torch's autocast to bfloat16, which the RoPE ViT leaves aside on CPUs whose
                 bfloat16 products are slow.
+            slice_side: pixels of the side of the slices in which images are looked at, and once
+                more whole (:func:`~rope_vit_det.evaluation.slicing.find_in_slices`); they overlap
+                by TEST.SLICE.OVERLAP of it. Masks are then
+                :class:`~rope_vit_det.data.rle_masks.RLEMasks`. None: images go whole.
 
         Raises:
             InputError: names the file, key or value that is wrong, and the remedy.
@@ -75,13 +81,20 @@ class Predictor:
         self.device = find_device(device)
         cfg.MODEL.DEVICE = str(self.device)
         _check(cfg, tta)
+        cfg.TEST.SLICE.ENABLED = slice_side is not None
+        if slice_side is not None:
+            check_slicing(slice_side)
+            cfg.TEST.SLICE.SIZE = slice_side
         cfg.freeze()
         self.cfg = cfg
         self.model, self.classes = load_detector(cfg, _path(categories))
         self.metadata = class_metadata(self.classes["names"])
         self.threshold = threshold
         self._bf16 = bf16
-        self._tta = GeneralizedRCNNWithTTA(cfg, self.model) if tta else None
+        self._tta = tta
+        self._detector = in_slices(
+            cfg, GeneralizedRCNNWithTTA(cfg, self.model) if tta else self.model
+        )
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(
@@ -123,18 +136,18 @@ class Predictor:
             name = _name(image, number)
             return self.prepare(_as_rgb(image, name, channel_order), name)
 
-        with ThreadPoolExecutor(READERS) as pool:
+        are_sliced = self.cfg.TEST.SLICE.ENABLED
+        with any_number_of_pixels(are_sliced), ThreadPoolExecutor(READERS) as pool:
             # One object of PIL's is not for two threads.
             several = 1 < len(images) == len({id(image) for image in images})
             inputs = list((pool.map if several else map)(prepare, images, itertools.count(1)))
         groups = defaultdict(list)
         for i, each in enumerate(inputs):
             groups[each["image"].shape].append(i)
-        results: list[Instances | None] = [None] * len(inputs)
+        results: dict[int, Instances] = {}
         for group in groups.values():
-            for i, found in zip(group, self._run([inputs[i] for i in group]), strict=True):
-                results[i] = found
-        return results
+            results |= zip(group, self._run([inputs[i] for i in group]), strict=True)
+        return [results[i] for i in range(len(inputs))]
 
     def prepare(self, image: np.ndarray, name: str) -> Prepared:
         """The input of the network for an image, such as threads make ahead for :meth:`predict`.
@@ -150,9 +163,12 @@ class Predictor:
         height, width = image.shape[:2]
         if self.cfg.INPUT.FORMAT == "BGR":
             image = image[:, :, ::-1]
-        if not self._tta:  # which resizes by itself
+        resizes_itself = self._tta or self.cfg.TEST.SLICE.ENABLED
+        if not resizes_itself:
             image = self._resize.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+        # A large image is not copied.
+        tensor = tensor if resizes_itself else tensor.contiguous()
         return {"image": tensor, "height": height, "width": width}
 
     def check_size(self, size: tuple[int, int], name: str) -> None:
@@ -184,12 +200,9 @@ class Predictor:
         Raises:
             InputError: the package supervision is not installed.
         """
-        try:
-            import supervision
-        except ImportError:
-            raise InputError(
-                "to_supervision needs the package supervision; pip install supervision"
-            ) from None
+        check_packages("supervision", extra="predict")
+        import supervision
+
         detections = supervision.Detections.from_detectron2({"instances": instances})
         names = np.array(self.classes["names"])
         detections.data["class_name"] = names[detections.class_id]
@@ -199,7 +212,7 @@ class Predictor:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
         try:
             with torch.no_grad(), autocast:
-                outputs = (self._tta or self.model)(inputs)
+                outputs = self._detector(inputs)
         except torch.OutOfMemoryError:
             height, width = inputs[0]["image"].shape[-2:]
             raise InputError(

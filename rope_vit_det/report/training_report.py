@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from jinja2 import Template
 from PIL import Image
@@ -39,7 +38,7 @@ _MIN_SCORE, _IOU = 0.5, 0.5  # of the confusion and the pictures
 _NUM_WORST, _NUM_BEST = 6, 3
 _MAX_CONFUSIONS = 10
 _QUALITY = 80  # of JPEGs
-_PACKAGES = ("torch", "detectron2", "rope-vit-det")
+_PACKAGES = ("Python", "torch", "detectron2", "rope-vit-det")
 _MEMORY = re.compile(r"Peak memory: (\d+) MiB")
 _SPEED = re.compile(r"pure compute time: .*?\(([\d.]+) s / iter per device, on (\d+) devices\)")
 
@@ -64,12 +63,26 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
         raise InputError(f"{folder}: no such folder; name the OUTPUT_DIR of a training")
     cfg, file = read_run_config(folder)
     rows = read_metrics(folder / "metrics.json")
+    record = _last_line(folder / RECORD_FILE)
+    made = {"Python": record.get("python"), **record.get("versions", {})} if record else {}
+    curves = [chart(partial(draw_losses, rows=rows))]
+    if any(key.endswith("/AP") for row in rows for key in row):
+        curves.append(chart(partial(draw_precisions, rows=rows)))
+    register_own_data(cfg)
+    here = with_settings(cfg, {"OUTPUT_DIR": str(folder)})  # the folder may have been moved
     template = resources.files(__package__).joinpath("report.html").read_text("utf-8")
     text = Template(template, autoescape=True).render(
         title=f"{folder.resolve().name}: training report",
-        facts=_run_facts(cfg, folder, rows),
-        curves=_curves(rows),
-        evaluations=_evaluations(cfg, folder),
+        cfg=cfg,
+        record=record,
+        versions=", ".join(f"{name} {made[name]}" for name in _PACKAGES if name in made),
+        # The last evaluation is logged one iteration behind the training.
+        done=min(max((row["iteration"] for row in rows), default=-1) + 1, cfg.SOLVER.MAX_ITER),
+        costs=_costs(folder, rows),
+        curves=curves,
+        evaluations={
+            name: _evaluation(name, Path(results_folder(here, name))) for name in cfg.DATASETS.TEST
+        },
         config=file.read_text("utf-8"),
         results_file=RESULTS,
         min_score=_MIN_SCORE,
@@ -82,71 +95,20 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
     return out
 
 
-def _run_facts(
-    cfg: CfgNode, folder: Path, rows: Sequence[Mapping[str, float]]
-) -> list[tuple[str, str]]:
-    record = _last_line(folder / RECORD_FILE)
-    versions = record.get("versions", {})
-    made = [f"{name} {versions[name]}" for name in _PACKAGES if name in versions]
-    if record:
-        made.insert(0, f"Python {record['python']}")
-    solver, net = cfg.SOLVER, cfg.MODEL.ROPE_VIT
-    window = f"windows of {net.WINDOW_SIZE}" if net.WINDOW_SIZE else "global attention"
-    # The last evaluation is logged one iteration behind the training.
-    done = min(max((row["iteration"] for row in rows), default=-1) + 1, solver.MAX_ITER)
-    return [
-        ("Detector", f"{cfg.MODEL.META_ARCHITECTURE} on {net.NAME}, {window}"),
-        ("Began with", cfg.MODEL.WEIGHTS or "random weights"),
-        ("Trained on", ", ".join(cfg.DATASETS.TRAIN)),
-        ("Evaluated on", ", ".join(cfg.DATASETS.TEST) or "nothing"),
-        ("Iterations", f"{done:.0f} of {solver.MAX_ITER}"),
-        ("Batch, learning rate", f"{solver.IMS_PER_BATCH} images, {solver.BASE_LR:g}"),
-        ("Device", cfg.MODEL.DEVICE),
-        ("Started", record.get("time", "")),
-        ("Seed", str(record.get("seed", cfg.SEED))),
-        ("Git revision", record.get("git_revision") or ""),
-        ("Versions", ", ".join(made)),
-        *_costs(folder, rows, cfg.MODEL.DEVICE),
-    ]
-
-
-def _costs(folder: Path, rows: Sequence[Mapping[str, float]], device: str) -> list[tuple[str, str]]:
+def _costs(folder: Path, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Timings and memory, as far as they were logged."""
-    found = []
-    times = [row["time"] for row in rows if "time" in row]
-    if times:
-        waiting = median(row["data_time"] for row in rows if "data_time" in row)
-        found.append(
-            ("Training step", f"{median(times):.3f} s, {waiting:.3f} s of it waiting for data")
-        )
     log = folder / "log.txt"
     text = log.read_text("utf-8", "replace") if log.is_file() else ""
-    speeds = _SPEED.findall(text)
-    if speeds:
-        seconds, devices = speeds[-1]
-        found.append(("Inference", f"{float(seconds):.3f} s an image, on {devices} device(s)"))
-    peaks = _MEMORY.findall(text)
-    if peaks:
-        what = "GPU memory" if device.startswith("cuda") else "memory of the process"
-        found.append(("Peak memory", f"{peaks[-1]} MiB ({what}, training)"))
-    return found
-
-
-def _curves(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    curves = [chart(partial(draw_losses, rows=rows))]
-    if any(key.endswith("/AP") for row in rows for key in row):
-        curves.append(chart(partial(draw_precisions, rows=rows)))
-    return curves
-
-
-def _evaluations(cfg: CfgNode, folder: Path) -> dict[str, dict[str, Any]]:
-    """What the template shows of the results of each dataset; nothing where there are none."""
-    register_own_data(cfg)
-    cfg = with_settings(cfg, {"OUTPUT_DIR": str(folder)})  # the folder may have been moved
-    return {name: _evaluation(name, Path(results_folder(cfg, name))) for name in cfg.DATASETS.TEST}
+    steps = ((row["time"], row.get("data_time", 0)) for row in rows if "time" in row)
+    return {
+        "step": [median(seconds) for seconds in zip(*steps, strict=True)],
+        "inference": _SPEED.findall(text)[-1:],
+        "memory": _MEMORY.findall(text)[-1:],
+    }
 
 
 def _evaluation(name: str, folder: Path) -> dict[str, Any]:
+    """What the template shows of the results of a dataset; nothing where there are none."""
     if not (folder / RESULTS).is_file():
         return {}
     own_truth = folder / TRUTH_FILE

@@ -35,14 +35,21 @@ def make_sheet(
         captions: over the columns.
     """
     columns = min(columns, len(pictures))
-    heads = [_caption(text, width) for text in captions[:columns]]
-    rows = [np.concatenate(heads, axis=1)] if heads else []
-    for start in range(0, len(pictures), columns):
-        row = list(pictures[start : start + columns])
-        row += [np.full((1, 1, 3), 255, np.uint8)] * (columns - len(row))
-        height = max(picture.shape[0] for picture in row)
-        rows.append(np.concatenate([_pad(picture, height, width) for picture in row], axis=1))
-    return np.concatenate(rows)
+    step = width + 2 * _GAP
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(len(picture) for picture in row) for row in rows]
+    top = _CAPTION_HEIGHT if captions else 0
+    sheet = Image.new("RGB", (columns * step, top + sum(heights) + _GAP * len(rows)), "white")
+    font = ImageFont.load_default(26)
+    for i, text in enumerate(captions[:columns]):
+        middle = (i * step + step // 2, top // 2)
+        ImageDraw.Draw(sheet).text(middle, text, fill="black", font=font, anchor="mm")
+    for row, height in zip(rows, heights, strict=True):
+        for i, picture in enumerate(map(Image.fromarray, row)):
+            left, above = (step - picture.width) // 2, (height - picture.height) // 2
+            sheet.paste(picture, (i * step + left, top + above))
+        top += height + _GAP
+    return np.array(sheet)
 
 
 def fit_scale(image: np.ndarray, panel: tuple[int, int]) -> float:
@@ -73,17 +80,3 @@ def caption_below(
         draw.text((x, y), word, fill=colour, font=font)
         x += int(draw.textlength(word, font=font)) + size
     return np.array(canvas)
-
-
-def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    free = (height - picture.shape[0], width - picture.shape[1])
-    rows = (free[0] // 2, _GAP + free[0] - free[0] // 2)
-    columns = (_GAP + free[1] // 2, _GAP + free[1] - free[1] // 2)
-    return np.pad(picture, (rows, columns, (0, 0)), constant_values=255)
-
-
-def _caption(text: str, width: int) -> np.ndarray:
-    panel = Image.new("RGB", (width + 2 * _GAP, _CAPTION_HEIGHT), "white")
-    middle, font = (panel.width // 2, panel.height // 2), ImageFont.load_default(26)
-    ImageDraw.Draw(panel).text(middle, text, fill="black", font=font, anchor="mm")
-    return np.array(panel)

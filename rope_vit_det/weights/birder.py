@@ -8,6 +8,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.rope_vit import RoPEViT
-from ..models.variants import VARIANTS, create_model, is_birders
+from ..models.variants import VARIANTS, is_birders
 from ..utils.atomic_files import new_file
 from .info import BIRDER_VERSION, TASK, WeightsInfo, architecture_from_config
 from .safe import COMPILED, check_finite, check_state, load_safetensors, load_torch_file
@@ -33,7 +33,8 @@ def read_weights_file(
 
     Args:
         network: the architecture in it. None: what the file name begins with, up to a "_", "-" or
-            the suffix; the longest known name wins.
+            the suffix; the longest known name wins. "": whoever takes the tensors knows it, and
+            compares them.
 
     Returns:
         The state dict (birder's keys, on the CPU) and what the file says about it.
@@ -44,6 +45,8 @@ def read_weights_file(
     """
     path = Path(path)
     state, fields = read_fields(path)
+    if network == "":
+        return state, info_from_fields(path, fields, state, network="", tag=None)
     name, tag = network_of_file_name(path.name)
     if network is not None:
         if network not in VARIANTS:
@@ -90,13 +93,18 @@ def write_weights_file(
     fields: dict[str, Any] = {
         "birder_version": info.birder_version or BIRDER_VERSION,
         "task": info.task,
-        "signature": info.signature,
+        "signature": {
+            "inputs": [{"data_shape": [0, 3, *info.image_size]}],
+            "outputs": [{"data_shape": [0, info.num_classes]}],
+        },
         "class_to_idx": dict(info.class_to_idx),
         "rgb_stats": {"mean": tuple(info.rgb_mean), "std": tuple(info.rgb_std)},
     }
     if info.config:
         fields["config"] = dict(info.config)
-    state = OrderedDict((key, _own(tensor)) for key, tensor in state_dict.items())
+    # Copies, since torch.save writes all of a storage that is shared.
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
+    state = OrderedDict((key, tensor.clone()) for key, tensor in tensors.items())
     if path.suffix == ".pt":
         write_torch_file(path, {"state": state, **fields}, force=force)
         return
@@ -222,21 +230,11 @@ def network_of_file_name(name: str) -> tuple[str | None, str | None]:
     return None, None
 
 
-def skeleton(info: WeightsInfo) -> RoPEViT:
-    """The network of a file on the meta device: shapes without memory."""
-    with torch.device("meta"):
-        return create_model(
-            info.network,
-            num_classes=info.num_classes,
-            image_size=info.image_size,
-            **architecture_from_config(info.config, info.network),
-        )
-
-
 def misfit(state: StateDict, info: WeightsInfo) -> str | None:
     """What keeps tensors from being the network's; None: keys and shapes are all right."""
     try:
-        wanted = skeleton(info).state_dict()
+        with torch.device("meta"):  # shapes without memory
+            wanted = info.build().state_dict()
     except Exception as error:  # whatever a size or a config that cannot be leads to
         return " ".join(str(error).split()) or type(error).__name__
     for what, keys in (
@@ -256,12 +254,10 @@ def _candidates(state: StateDict, fields: Mapping[str, Any]) -> str:
     """The networks whose tensors these could be, for the end of a message."""
     fitting = []
     for name in filter(is_birders, VARIANTS):
-        try:
+        with suppress(InputError):
             info = info_from_fields("", fields, state, network=name, tag=None)
-        except InputError:
-            continue
-        if misfit(state, info) is None:
-            fitting.append(name)
+            if misfit(state, info) is None:
+                fitting.append(name)
     if fitting:
         return " or ".join(map(repr, fitting))
     return f"…, though no known network fits (known: {', '.join(sorted(VARIANTS))})"
@@ -269,10 +265,3 @@ def _candidates(state: StateDict, fields: Mapping[str, Any]) -> str:
 
 def _has_state(content: Any) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("state"), Mapping)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """A tensor whose storage is its own: torch.save writes all of a storage that is shared."""
-    tensor = tensor.detach().cpu().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..layers.lora import merge_state
-from ..models.variants import VARIANTS, create_model, default_image_size
+from ..models.variants import VARIANTS, default_image_size
 from ..utils.arguments import to_pair
 from .adapters import plain_state
 from .birder import misfit
 from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
-from .info import WeightsInfo, architecture_from_config
+from .info import WeightsInfo
 from .load import read_weights
 from .safe import check_finite, load_torch_file
 
@@ -81,9 +82,9 @@ def read_detector(
     path = Path(path)
     state, info = _read_backbone(path)
     head = None if head_from is None else read_weights(head_from)
-    if config_file is None and info is None:
-        beside = path.with_name(RUN_CONFIG)
-        config_file = beside if beside.is_file() else None
+    beside = path.with_name(RUN_CONFIG)
+    if config_file is None and info is None and beside.is_file():
+        config_file = beside
     if config_file is not None:
         info = info_of_run_config(config_file)
     if info is None and head is not None:
@@ -102,7 +103,7 @@ def read_detector(
         raise InputError(f"{path} does not say which network it has; give --network")
     if head is None:
         info = replace(info, num_classes=0, class_to_idx={})
-        head_state = _fresh_head(info)
+        head_state = info.build().state_dict()
     else:
         head_state, head_info = head
         if head_info.network != info.network:
@@ -172,13 +173,11 @@ def _info_of_run(settings: Mapping[str, Any]) -> WeightsInfo:
 def _entry(node: yaml.Node | None, name: str) -> Any:
     """The value at a dotted name, of builtins; None where there is none. Nothing else is built."""
     for part in name.split("."):
-        if not isinstance(node, yaml.MappingNode):
-            return None
-        node = next((value for key, value in node.value if key.value == part), None)
-    try:
-        return None if node is None else yaml.SafeLoader("").construct_object(node, deep=True)
-    except yaml.YAMLError:
-        return None
+        entries = node.value if isinstance(node, yaml.MappingNode) else ()
+        node = next((value for key, value in entries if key.value == part), None)
+    with suppress(yaml.YAMLError):
+        return node and yaml.SafeLoader("").construct_object(node, deep=True)
+    return None
 
 
 def _read_backbone(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
@@ -206,11 +205,6 @@ def _with_head(info: WeightsInfo, head: WeightsInfo) -> WeightsInfo:
         rgb_mean=head.rgb_mean if same else info.rgb_mean,
         rgb_std=head.rgb_std if same else info.rgb_std,
     )
-
-
-def _fresh_head(info: WeightsInfo) -> dict[str, Tensor]:
-    arguments = architecture_from_config(info.config, info.network)
-    return create_model(info.network, image_size=info.image_size, **arguments).state_dict()
 
 
 def _notes(head_state: Mapping[str, Tensor], head_from: str | None) -> list[str]:

@@ -13,12 +13,11 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import InputError
-from .birder import info_from_fields, network_of_file_name, read_fields, write_torch_file
+from .birder import network_of_file_name, write_torch_file
 from .hub import cache_folder
 from .info import WeightsInfo
-from .load import PREFIX, locate, read_file, read_weights
+from .load import locate, read_weights
 from .safe import load_torch_file, shards
-from .timm import read_state
 
 # Where the network lies in a detector.
 BACKBONE = "backbone.net"
@@ -99,18 +98,8 @@ def detectron2_checkpoint(url: str, dtype: torch.dtype = torch.float32) -> Path:
     # Each process of a training run comes here; the file appears whole even if locks do not work.
     with FileLock(f"{target}.lock"):
         if not target.is_file():
-            state, info = _read(path, name, dtype)
+            # Else the config knows the network, and the backbone compares the shapes.
+            is_known = name is not None or network_of_file_name(path.name)[0] is not None
+            state, info = read_weights(url, network=None if is_known else "", dtype=dtype)
             write_torch_file(target, to_detectron2(state, info, source=url), force=True)
     return target
-
-
-def _read(
-    path: Path, name: str | None, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], WeightsInfo]:
-    if name is not None:
-        return read_weights(f"{PREFIX}//{name}", dtype=dtype)
-    if network_of_file_name(path.name)[0] is not None or read_state(path) is not None:
-        return read_file(path, dtype=dtype)
-    # The config knows the network, and the backbone compares the shapes.
-    state, fields_read = read_fields(path)
-    return state, info_from_fields(path, fields_read, state, network="", tag=None)

@@ -32,7 +32,6 @@ from ..errors import InputError
 from .catalogue import PublishedWeights
 
 _HUB_URL = re.compile(r"https://[^/]+/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)")
-_RANGE_NOT_SATISFIABLE = 416
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 TIMM_FILE = "model.safetensors"
 
@@ -48,23 +47,19 @@ def fetch(weights: PublishedWeights) -> Path:
     expected = weights.sha256
     if by_hand.is_file():
         path = by_hand
-    elif weights.hub_id is not None:
-        where = (weights.hub_id, TIMM_FILE, "main")
-        path = _from_hub(weights, by_hand, where)
-        # The hub's cache calls a large file by the sha256 that the hub states for it.
-        expected = Path(os.path.realpath(path)).name
-    elif weights.hub_url is None:
+    elif weights.hub_id is None and weights.hub_url is None:
         path = _from_birder(weights, by_hand)
     else:
-        place = _HUB_URL.fullmatch(weights.hub_url)
-        assert place, weights
-        where = (place["repo"], weights.file_name, place["revision"])
-        path = _from_hub(weights, by_hand, where)
+        path = _from_hub(weights, by_hand)
+        # The hub's cache calls a large file by the sha256 that the hub states for it.
+        expected = expected or Path(os.path.realpath(path)).name
     if expected is None or not _SHA256.fullmatch(expected):
         return path  # put there by hand, or a cache without symbolic links
     found = sha256_of(path)
     if found != expected:
-        remove = shlex.join(["rm", *map(str, _links(path))])
+        # What a link of the hub's leads to goes as well: the hub would link to it again.
+        files = [path, path.resolve()] if path.is_symlink() else [path]
+        remove = shlex.join(["rm", *map(str, files)])
         raise InputError(
             f"{path} is not {weights.name} as published: its sha256 is {found}, expected "
             f"{expected}; nothing was loaded; remove it ({remove}) and try again"
@@ -93,8 +88,10 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _from_hub(weights: PublishedWeights, by_hand: Path, where: tuple[str, str, str]) -> Path:
-    repository, file, revision = where
+def _from_hub(weights: PublishedWeights, by_hand: Path) -> Path:
+    repository, file, revision = weights.hub_id or "", TIMM_FILE, "main"
+    if place := _HUB_URL.fullmatch(weights.hub_url or ""):
+        repository, file, revision = place["repo"], weights.file_name, place["revision"]
     # With a checksum there is no need to ask the hub whether it has a newer file.
     cached = try_to_load_from_cache(repository, file, revision=revision)
     if isinstance(cached, str):
@@ -117,25 +114,13 @@ def _from_birder(weights: PublishedWeights, path: Path) -> Path:
     partial = path.with_name(path.name + ".incomplete")
     try:
         with FileLock(path.with_name(path.name + ".lock")):
-            if path.is_file():  # another process was faster
-                return path
-            try:
-                _download(weights.url, partial)
-            except HfHubHTTPError as error:
-                if error.response.status_code != _RANGE_NOT_SATISFIABLE:
-                    raise
-                partial.unlink()  # it is no part of the file
-                _download(weights.url, partial)
-            os.replace(partial, path)
-            return path
+            if not path.is_file():  # another process was faster
+                with open(partial, "wb") as file:
+                    http_get(weights.url, file)
+                os.replace(partial, path)
+        return path
     except Exception as error:
         raise _unreachable(weights, weights.url, path, error) from None
-
-
-def _download(url: str, partial: Path) -> None:
-    """Goes on with what an earlier process left."""
-    with open(partial, "ab") as file:
-        http_get(url, file, resume_size=file.tell())
 
 
 def _unreachable(
@@ -157,11 +142,3 @@ def _reason(error: BaseException) -> str:
         return f"the server answered {error.response.status_code}"
     text = " ".join(str(error).split()) or "no answer"
     return f"{type(error).__name__}: {text}"
-
-
-def _links(path: Path) -> list[Path]:
-    """A cached file and what its symbolic links lead to: the hub would link to it again."""
-    links = [path]
-    while links[-1].is_symlink():
-        links.append(Path(os.path.normpath(links[-1].parent / os.readlink(links[-1]))))
-    return links

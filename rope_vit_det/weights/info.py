@@ -1,35 +1,21 @@
 """What a weights file says about its network, in birder's terms and in ours."""
 
+import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from ..models.variants import VARIANTS
+from ..models.rope_vit import RoPEViT
+from ..models.variants import VARIANTS, create_model, is_birders
 
 TASK = "image_classification"
 # The version of birder whose file format is written.
 BIRDER_VERSION = "v0.8.4"
 
-_SAME_NAME = (
-    "patch_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "mlp_dim",
-    "drop_path_rate",
-    "layer_scale_init_value",
-    "num_reg_tokens",
-    "class_token",
-    "pos_embed_special_tokens",
-    "pre_norm",
-    "post_norm",
-    "attn_norm",
-    "attn_pool_num_heads",
-    "attn_pool_special_tokens",
-)
-_OUR_NAME = {key: key for key in _SAME_NAME} | {
+_RENAMED = {
     "norm_layer_type": "norm_layer",
     "norm_layer_eps": "norm_eps",
     "mlp_layer_type": "mlp_layer",
@@ -39,6 +25,9 @@ _OUR_NAME = {key: key for key in _SAME_NAME} | {
     "rope_temperature": "rope_temperature",
     "pt_grid_size": "default_pt_grid_size",
 }
+# In what birder's networks differ, it can say in a config too.
+_ARGUMENTS = {key for name, each in VARIANTS.items() if is_birders(name) for key in each}
+_OUR_NAME = _RENAMED | {key: key for key in _ARGUMENTS - {*_RENAMED.values()}}
 _OUR_VALUE = {
     "mlp_layer_type": {
         "FFN": "FeedForward",
@@ -47,13 +36,7 @@ _OUR_VALUE = {
     },
     "rope_rot_type": {"standard": "halves", "interleaved": "interleaved"},
 }
-_ROPE = {
-    "rope_rotation": "halves",
-    "rope_indexing": "ij",
-    "rope_offset": 0,
-    "rope_temperature": 100.0,
-    "default_pt_grid_size": None,
-}
+_DEFAULTS = {name: each.default for name, each in inspect.signature(RoPEViT).parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -86,13 +69,20 @@ class WeightsInfo:
     birder_version: str | None = None
     license: str | None = None
 
-    @property
-    def signature(self) -> dict[str, list[dict[str, list[int]]]]:
-        """Shapes of inputs and outputs, as birder writes them."""
-        return {
-            "inputs": [{"data_shape": [0, 3, *self.image_size]}],
-            "outputs": [{"data_shape": [0, self.num_classes]}],
-        }
+    def build(self, **overrides: Any) -> RoPEViT:
+        """The network, as far as the file says it, with random weights.
+
+        Args:
+            overrides: arguments of :func:`~rope_vit_det.models.create_model` that are not the
+                file's.
+
+        Raises:
+            ValueError: :attr:`config` has an entry that this project does not know; for a wrong
+                override.
+        """
+        own: dict[str, Any] = {"num_classes": self.num_classes, "image_size": self.image_size}
+        own |= architecture_from_config(self.config, self.network)
+        return create_model(self.network, **own | overrides)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -101,13 +91,15 @@ class WeightsInfo:
         Raises:
             ValueError: :attr:`config` has an entry that this project does not know.
         """
-        return VARIANTS[self.network] | architecture_from_config(self.config, self.network)
+        changed = architecture_from_config(self.config, self.network)
+        return _DEFAULTS | VARIANTS[self.network] | changed
 
     @property
     def rope(self) -> dict[str, Any]:
-        """The rotary arguments: rotation, indexing, offset, temperature and pretraining grid."""
+        """The rotary arguments, those of pretraining's grid and angles among them."""
+        names = [name for name in _DEFAULTS if re.match("rope_|default_pt_grid_size", name)]
         architecture = self.architecture
-        return {key: architecture.get(key, default) for key, default in _ROPE.items()}
+        return {name: architecture[name] for name in names}
 
     @property
     def pt_grid_size(self) -> tuple[int, int] | None:
@@ -157,11 +149,11 @@ def architecture_from_config(config: Mapping[str, Any], network: str | None) -> 
                 f"its config has {key!r}: {value!r}, which this project cannot build; known are "
                 + ", ".join(sorted([*_OUR_NAME, "attn_pool_head"]))
             )
-        elif key in _OUR_VALUE and value not in _OUR_VALUE[key]:
-            raise ValueError(
-                f"its config has {key!r}: {value!r}; known are {', '.join(_OUR_VALUE[key])}"
-            )
         elif key in _OUR_VALUE:
+            if value not in _OUR_VALUE[key]:
+                raise ValueError(
+                    f"its config has {key!r}: {value!r}; known are {', '.join(_OUR_VALUE[key])}"
+                )
             ours[_OUR_NAME[key]] = _OUR_VALUE[key][value]
         elif isinstance(value, Sequence) and not isinstance(value, str):
             ours[_OUR_NAME[key]] = tuple(value)

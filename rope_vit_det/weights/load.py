@@ -11,11 +11,10 @@ import torch
 from ..errors import InputError
 from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
-from ..models.variants import create_model
 from .birder import SUFFIXES, is_weights_file, read_weights_file
 from .catalogue import PublishedWeights, resolve
 from .hub import fetch
-from .info import WeightsInfo, architecture_from_config
+from .info import WeightsInfo
 from .safe import as_dtype
 from .timm import read_state, read_timm_file
 
@@ -35,8 +34,8 @@ def load_model(
 ) -> tuple[RoPEViT, WeightsInfo]:
     """Builds the network of a weights file and loads it, on the CPU and in evaluation mode.
 
-    Of safetensors, no more is held at any time than the network's tensors in their dtype and a
-    part of one that is being read.
+    Of safetensors, no more is held at any time than the network's tensors in their dtype and the
+    one that is being read.
 
     Args:
         name_or_path: a published name (downloaded once; see :mod:`rope_vit_det.weights.hub`), or a
@@ -59,27 +58,17 @@ def load_model(
         ValueError: for a wrong override.
     """
     state, info = read_weights(name_or_path, network=network, dtype=dtype)
-    if overrides.get("image_size") is None:
-        overrides["image_size"] = info.image_size
-    if overrides.get("num_classes") is None:
-        overrides["num_classes"] = info.num_classes
-    given = {key: value for key, value in overrides.items() if value is not None}
     if not info.network:
         raise InputError(f"{name_or_path} fits several networks; say which: network=")
-    architecture = architecture_from_config(info.config, info.network)
     with torch.device("meta"):  # the tensors of the file become its own
-        model = create_model(info.network, **architecture | given)
+        model = info.build(**{k: value for k, value in overrides.items() if value is not None})
 
     grid = (info.image_size[0] // model.patch_size, info.image_size[1] // model.patch_size)
     if "pos_embedding" in state:
+        table, special = state["pos_embedding"], model.pos_special_tokens
         with torch.no_grad():
-            state["pos_embedding"] = interpolate_position_table(
-                state["pos_embedding"],
-                grid,
-                model.pos_grid,
-                model.pos_special_tokens,
-                antialias=True,
-            )
+            table = interpolate_position_table(table, grid, model.pos_grid, special, antialias=True)
+        state["pos_embedding"] = table
     if model.num_classes != info.num_classes:
         fresh = model.state_dict()
         for key in ("classifier.weight", "classifier.bias"):
@@ -116,13 +105,11 @@ def read_file(
     *,
     dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
-    """The state dict and info of a file of birder's, timm's or a publisher's.
-
-    It tells formats apart, as :mod:`~rope_vit_det.weights.detectron2_format` does with files whose
-    name does not say the network.
+    """The state dict and info of a file of birder's, timm's or a publisher's: tells them apart.
 
     Args:
-        network: the architecture, where the file does not say it.
+        network: the architecture, where the file does not say it; "": whoever takes the tensors
+            knows it, where neither the name of the file nor they say.
         published: the entry of the file, where it is a published one.
         dtype: of all floating-point tensors; None: as they are.
 

@@ -6,7 +6,6 @@ that knows arrays and builtins; whatever else a file asks for, it is refused by 
 
 import collections
 import json
-import math
 import os
 import pickle
 import re
@@ -30,8 +29,6 @@ _CODE = re.compile(
 
 # Of what lists the files of weights in shards, as huggingface_hub writes it.
 INDEX_SUFFIX = ".safetensors.index.json"
-# Values of a file that are mapped at once.
-_MAPPED = 1 << 20
 # What torch.compile puts before the names in a module that it wraps.
 COMPILED = "_orig_mod."
 
@@ -53,7 +50,9 @@ def load_torch_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        found = _CODE.search(_last_paragraphs(str(error)))
+        # Without torch's advice to load the file all the same.
+        message = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        found = _CODE.search(message)
         if found:
             raise _refusal(path, found["name"] or found["other"]) from None
         raise _reason(path) from None
@@ -127,7 +126,7 @@ def shards(path: str | os.PathLike[str]) -> list[str]:
 class _Safetensors(Mapping[str, Tensor]):
     """Tensors by name, read from their files when asked for.
 
-    Of a file, a few MiB are mapped at a time: it never stands in memory beside the tensors.
+    A file is open for one of them at a time: it never stands in memory beside the tensors.
     """
 
     def __init__(self, files: Mapping[str, str], dtype: torch.dtype | None) -> None:
@@ -141,20 +140,8 @@ class _Safetensors(Mapping[str, Tensor]):
         return len(self._files)
 
     def __getitem__(self, key: str) -> Tensor:
-        out, start, rows = None, 0, 1
-        while out is None or start < out.shape[0]:
-            with safe_open(self._files[key], framework="pt", device="cpu") as file:
-                if out is None:
-                    shape = file.get_slice(key).get_shape()
-                    rows = max(1, _MAPPED // max(1, math.prod(shape[1:])))
-                part = file.get_slice(key)[start : start + rows] if shape else file.get_tensor(key)
-            if not shape:
-                return as_dtype(part, self._dtype, copy=True)
-            if out is None:
-                out = torch.empty(shape, dtype=as_dtype(part[:0], self._dtype).dtype)
-            out[start : start + rows] = part
-            start += rows
-        return out
+        with safe_open(self._files[key], framework="pt", device="cpu") as file:
+            return as_dtype(file.get_tensor(key), self._dtype, copy=True)
 
 
 def _not_plain(value: Any) -> str | None:
@@ -236,11 +223,6 @@ def _existing(path: str | os.PathLike[str]) -> str:
     if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty: get or write it again")
     return path
-
-
-def _last_paragraphs(message: str) -> str:
-    """torch's message without its advice to load the file all the same."""
-    return message.partition("WeightsUnpickler error:")[2] or message
 
 
 def _refusal(path: str, what: str) -> InputError:

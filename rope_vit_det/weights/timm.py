@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ _TO_TIMM = {
         (r"\.mlp\.down_proj\.", ".mlp.fc2."),
     ),
 }
-# From timm's names to ours, and back; feed-forward layers apart.
+# From timm's names to ours, and back.
 _OURS = (
     ("cls_token", "class_token"),
     ("reg_token", "reg_tokens"),
@@ -99,9 +100,8 @@ _OURS = (
     (".gamma_1", ".layer_scale_1.gamma"),
     (".gamma_2", ".layer_scale_2.gamma"),
     ("head.", "classifier."),
-    ("attn_pool.mlp.fc1.", "attn_pool.mlp.0."),
-    ("attn_pool.mlp.fc2.", "attn_pool.mlp.3."),
 )
+_NOT_GATED = ((".mlp.fc1.", ".mlp.0."), (".mlp.fc2.", ".mlp.3."))
 # What the networks have no use for: of pretraining, or what they compute themselves.
 _NOT_THE_NETWORKS = re.compile(
     r".*mask_token$|lm_head\.|projectors\.|local_cls_norm\.|.*\.bias_mask$|logit_scale$"
@@ -182,10 +182,8 @@ def read_timm_file(
     if len(names) > 1:
         state = dict(state)  # to be read once for all of them
     for name in names:
-        try:
+        with suppress(InputError):
             found.append(_read(path, state, name, None, {}))
-        except InputError:
-            continue
     if not found:
         raise InputError(f"{path} fits no known network (known: {', '.join(sorted(VARIANTS))})")
     if len(found) > 1:  # of one network at several sizes, the one of the table's
@@ -227,7 +225,6 @@ def _read(
         rgb_mean=tuple(pretrained.get("mean", entry.rgb_mean if entry else ())),
         rgb_std=tuple(pretrained.get("std", entry.rgb_std if entry else ())),
         config=config,
-        birder_version=None,
         license=pretrained.get("license", entry and entry.license),
     )
     problem = misfit(ours, info)
@@ -261,6 +258,7 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
         state = _as_timms({name: state[key] for name, key in names.items()})
         names = {name: name for name in state}
     arguments = VARIANTS[network]
+    gated = "mlp_layer" in arguments
     # From here on each tensor is taken once, so that a file larger than memory's rest does.
     ours: State = {}
     for name, key in names.items():
@@ -269,19 +267,17 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
                 ours[f"encoder.block.{i}.attn.frequencies"] = frequencies
         elif ".attn." in name and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qkv]_bias$|mask$", name):
             continue  # below, together
+        elif gated and ".mlp.fc1." in name:
+            stem, kind = _our_name(name, gated=gated).split("fc1")
+            ours[f"{stem}fc1_g{kind}"], ours[f"{stem}fc1_x{kind}"] = state[key].chunk(2)
         else:
-            ours[_our_name(name, gated="mlp_layer" in arguments)] = state[key]
+            ours[_our_name(name, gated=gated)] = state[key]
     for block in sorted({name.partition(".attn.")[0] for name in names if ".attn." in name}):
         stem = f"{block}.attn."
         own = {n.removeprefix(stem): key for n, key in names.items() if n.startswith(stem)}
         prefix = f"{_our_name(block + '.', gated=False)}attn.qkv."
         for name, tensor in _qkv(state, own, stem, arguments).items():
             ours[prefix + name] = tensor
-    for key in [key for key in ours if ".mlp.fc1." in key and "mlp_layer" in arguments]:
-        kind = key.rpartition(".")[2]
-        gate, value = ours.pop(key).chunk(2)
-        stem = key.removesuffix(f"fc1.{kind}")
-        ours[f"{stem}fc1_g.{kind}"], ours[f"{stem}fc1_x.{kind}"] = gate, value
     return {key: tensor.contiguous() for key, tensor in ours.items()}, left_out
 
 
@@ -294,13 +290,10 @@ def to_timm(state: Mapping[str, Tensor], network: str) -> State:
     frequencies: dict[int, Tensor] = {}
     for key, tensor in state.items():
         name = key
-        for theirs, ours in _OURS:
-            name = name.replace(ours, theirs) if ours in name else name
+        for theirs, ours in (*_OURS, *(() if gated else _NOT_GATED)):
+            name = name.replace(ours, theirs)
         if arguments.get("norm_pooled"):
             name = re.sub(r"^norm\.", "fc_norm.", name)
-        if not gated:
-            name = re.sub(r"^(blocks\.\d+\.mlp)\.0\.", r"\1.fc1.", name)
-            name = re.sub(r"^(blocks\.\d+\.mlp)\.3\.", r"\1.fc2.", name)
         stem = name.rpartition(".qkv.")[0]
         if name.endswith(".attn.frequencies"):
             frequencies[int(name.split(".")[1])] = tensor
@@ -338,17 +331,10 @@ def write_timm_file(
 
 
 def _our_name(key: str, *, gated: bool) -> str:
-    for theirs, ours in _OURS:
-        if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
-            key = ours + key.removeprefix(theirs)
-        elif theirs[0] == "." and key.endswith(theirs):
-            key = key.removesuffix(theirs) + ours
-    key = re.sub(r"^fc_norm\.", "norm.", key)
-    if key.startswith("encoder.block."):
-        key = key.replace(".mlp.up.", ".mlp.fc1_x." if gated else ".mlp.0.")
-        if not gated:
-            key = key.replace(".mlp.fc1.", ".mlp.0.").replace(".mlp.fc2.", ".mlp.3.")
-    return key
+    key = key.replace(".mlp.up.", ".mlp.fc1_x." if gated else ".mlp.fc1.")
+    for theirs, ours in (*_OURS, *(() if gated else _NOT_GATED)):
+        key = key.replace(theirs, ours)
+    return re.sub(r"^fc_norm\.", "norm.", key)
 
 
 def _qkv(
@@ -363,15 +349,10 @@ def _qkv(
     if "qkv.weight" in own:
         weight = state[own["qkv.weight"]]
     elif all(f"{part}_proj.weight" in own for part in "qkv"):
-        weight = torch.empty(0)
-        for i, part in enumerate("qkv"):  # one of them at a time
-            tensor = state[own[f"{part}_proj.weight"]]
-            if i == 0:
-                weight = tensor.new_empty(3, *tensor.shape)
-            if tensor.shape != weight.shape[1:]:
-                raise InputError(f"{prefix}: queries, keys and values differ in shape")
-            weight[i] = tensor
-        weight = weight.flatten(0, 1)
+        weights = [state[own[f"{part}_proj.weight"]] for part in "qkv"]
+        if len({each.shape for each in weights}) > 1:
+            raise InputError(f"{prefix}: queries, keys and values differ in shape")
+        weight = torch.cat(weights)
     else:
         return {}
     zeros = weight.new_zeros(len(weight) // 3)
@@ -385,15 +366,14 @@ def _qkv(
         q, k, v = (
             next((state[own[name]] for name in names[part] if name in own), zeros) for part in "qkv"
         )
-    wanted = arguments.get("qkv_bias", "qkv")
-    for part, bias in (("q", q), ("k", k), ("v", v)):
-        if part not in wanted and bias.any():
+    biases = {"q": q, "k": k, "v": v}
+    for part in "qkv":
+        if part not in arguments.get("qkv_bias", "qkv") and biases.pop(part).any():
             raise InputError(
                 f"{prefix}: the bias of {part} is not zero, and the network has none; for DINOv3, "
                 "name the network with _qkvb"
             )
-    parts = [bias for part, bias in (("q", q), ("k", k), ("v", v)) if part in wanted]
-    return {"weight": weight} | ({"bias": torch.cat(parts)} if parts else {})
+    return {"weight": weight} | ({"bias": torch.cat([*biases.values()])} if biases else {})
 
 
 def _as_timms(state: State) -> State:

@@ -173,6 +173,7 @@ def test_keypoints(score, coco, detector_cfg, sigmas):
     for each in coco.objects:
         each["keypoints"] = list(POINTS)
     coco.objects[0]["keypoints"] = [0] * 9
+    coco.content["images"].append(coco.content["images"][0] | {"id": 4, "file_name": "empty.jpg"})
     detector_cfg.TEST.KEYPOINT_OKS_SIGMAS = sigmas
     if not sigmas:
         with pytest.raises(InputError, match=r"TEST\.KEYPOINT_OKS_SIGMAS has 17.* 3 keypoints"):

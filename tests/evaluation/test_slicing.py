@@ -24,7 +24,6 @@ from rope_vit_det.engine.setup import check_settings
 from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.slicing import SlicedModel, find_in_slices
-from rope_vit_det.prediction.slicing import SlicedPredictor
 
 SIDE = 100
 
@@ -218,9 +217,9 @@ def test_only_what_a_border_cuts_grows(cfg):
 
 
 def test_a_run_and_the_predictor_find_the_same(cfg, trained_folder):
-    predictor = rope_vit_det.Predictor(trained_folder, threshold=0.2, device="cpu")
+    predictor = rope_vit_det.Predictor(trained_folder, threshold=0.2, device="cpu", slice_side=SIDE)
     image = np.random.default_rng(0).integers(0, 255, (170, 150, 3), np.uint8)
-    (theirs,) = SlicedPredictor(predictor, SIDE).predict([image])
+    theirs = predictor(image)
     inputs = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "height": 170}
     (ours,) = SlicedModel(cfg, predictor.model)([{**inputs, "width": 150}])
     ours = ours["instances"]

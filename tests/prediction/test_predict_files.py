@@ -201,6 +201,8 @@ def test_beyond_pillows_limit_there_is_slicing(trained_folder, photos, tmp_path,
     coco = COCO(options["json_file"])
     (image,) = coco.dataset["images"]
     assert coco.anns
+    predictor = rope_vit_det.Predictor(trained_folder, threshold=0.2, device="cpu", slice_side=128)
+    assert len(predictor(path)) == len(coco.anns)
     rows = (tmp_path / "labels" / Path(path).name).with_suffix(".txt").read_text().splitlines()
     assert len(rows) == len(coco.anns) and all(len(row.split()) > 6 for row in rows)
     for each in coco.dataset["annotations"]:

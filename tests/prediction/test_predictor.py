@@ -17,8 +17,8 @@ from PIL import Image
 import rope_vit_det
 from rope_vit_det.data.classes import to_coco_results
 from rope_vit_det.errors import InputError
+from rope_vit_det.evaluation.slicing import find_in_slices
 from rope_vit_det.layers.lora import merge_state
-from rope_vit_det.prediction.slicing import SlicedPredictor
 from rope_vit_det.utils.image_files import read_rgb
 from rope_vit_det.visualization.predictions import draw_picture
 from rope_vit_det.weights.convert import convert
@@ -231,7 +231,7 @@ def test_slices_are_merged_in_the_coordinates_of_the_whole_image(predictor):
     image[150:190, 10:30, 0] = 255
     image[40:60, 90:150, 2] = 255  # across the border of two slices
     detector = SquareDetector(predictor.cfg)
-    (found,) = SlicedPredictor(detector, 128).predict([image])
+    found = find_in_slices(image, detector, side=128, overlap=0.2)
     order = found.pred_classes.argsort()
     assert found.pred_classes[order].tolist() == [0, 2]
     boxes = found.pred_boxes.tensor[order].tolist()
@@ -240,7 +240,7 @@ def test_slices_are_merged_in_the_coordinates_of_the_whole_image(predictor):
     for mask, channel in zip(found.pred_masks[order], (0, 2), strict=True):
         wanted = torch.from_numpy(image[:, :, channel] > 0)
         assert (mask & wanted).sum() / (mask | wanted).sum() > 0.9
-    (nothing,) = SlicedPredictor(detector, 128).predict([np.zeros_like(image)])
+    nothing = find_in_slices(np.zeros_like(image), detector, side=128, overlap=0.2)
     assert len(nothing) == 0 and nothing.pred_masks.shape == (0, 220, 300)
 
 
@@ -258,7 +258,7 @@ def test_small_masks_and_keypoints_survive_slicing(predictor):
     image = np.zeros((500, 400, 3), np.uint8)
     image[450, 300, 0] = 255
     image[100:102, 90:93, 1] = 255
-    (found,) = SlicedPredictor(DotDetector(predictor.cfg), 128).predict([image])
+    found = find_in_slices(image, DotDetector(predictor.cfg), side=128, overlap=0.2)
     order = found.pred_classes.argsort()
     boxes = found.pred_boxes.tensor[order]
     assert boxes.tolist() == [[300, 450, 301, 451], [90, 100, 93, 102]]
@@ -270,7 +270,7 @@ def test_a_large_image_is_looked_at_whole_but_reduced(predictor):
     image = np.zeros((3000, 2000, 3), np.uint8)
     image[300:2700, 500:1500, 2] = 255
     detector = SquareDetector(predictor.cfg)
-    (found,) = SlicedPredictor(detector, 1000).predict([image])
+    found = find_in_slices(image, detector, side=1000, overlap=0.2)
     assert max(map(max, detector.sizes)) == 1333
     largest = int(found.pred_boxes.area().argmax())
     box = found.pred_boxes.tensor[largest].tolist()

@@ -17,7 +17,6 @@ from rope_vit_det.layers.patch_embed import (
     interpolate_position_table,
     pseudo_inverse_resize,
     resample_kernel,
-    tile_position_table,
 )
 from rope_vit_det.layers.rope import RotaryEmbedding2D, apply_rotary
 from rope_vit_det.layers.windows import from_windows, to_windows, window_groups, window_parts
@@ -292,7 +291,7 @@ def test_position_tables_are_resampled_as_in_timm(old, new, special, antialias, 
 @given(GRIDS, GRIDS, GRIDS, st.integers(0, 5), SEEDS)
 def test_tiled_tables_repeat_the_tile(old, new, tile, special, seed):
     table = _normal(seed, 1, special + old[0] * old[1], 6)
-    found = tile_position_table(table, old, new, tile, special)
+    found = interpolate_position_table(table, old, new, special, tile=tile)
     assert found.shape == (1, special + new[0] * new[1], 6)
     height, width = min(tile[0], new[0]), min(tile[1], new[1])
     one = interpolate_position_table(table, old, (height, width), special)

@@ -89,22 +89,6 @@ def _from(request):
     return int((request[2] or "bytes=0-").removeprefix("bytes=").split("-")[0])
 
 
-def test_what_another_process_left_is_taken_up(birders_own_address, published):
-    server = birders_own_address
-    server.behaviour = "truncate"
-    with pytest.raises(InputError):
-        hub.fetch(catalogue.resolve(NAME))
-    server.behaviour, server.requests = "honest", []
-    assert hub.fetch(catalogue.resolve(NAME)).read_bytes() == published[1]
-    assert [_from(r) > 1 << 20 for r in server.requests] == [True]
-
-
-def test_a_left_over_that_is_too_long_is_started_again(birders_own_address, published):
-    folder = hub.cache_folder("weights")
-    (folder / f"{NAME}.pt.incomplete").write_bytes(published[1] + b"more")
-    assert hub.fetch(catalogue.resolve(NAME)).read_bytes() == published[1]
-
-
 @pytest.mark.parametrize("behaviour", ["tamper", "shorten", "redirect"])
 def test_another_file_loads_nothing(either, published, behaviour):
     either.behaviour = behaviour
