@@ -1,21 +1,20 @@
 """The demo: a small dataset, a short training on whatever machine is there, and its pictures."""
 
 import itertools
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
 from .data.demo.dataset import demo_dataset_root, generate_demo_dataset
-from .engine.main import train
-from .engine.rehearsal import rehearse_config
-from .engine.run_folder import describe_output, move_aside
-from .engine.setup import check_config, check_settings, load_config, setup
-from .engine.trainer import Trainer
-from .evaluation.plots import plot_curves
+from .engine.command_line import argument_parser
+from .engine.main import run
+from .engine.run_folder import describe_output
+from .engine.setup import check_settings, load_config
+from .evaluation.plots import plot_curves, read_metrics
 from .prediction import Predictor
 from .report import write_report
 from .visualization.predictions import draw_predictions
@@ -35,30 +34,24 @@ def run_demo(config_file: str, opts: Sequence[str] = ()) -> None:
     Raises:
         InputError: for a wrong config.
     """
-    options = {"num_gpus": 1, "num_machines": 1, "eval_only": False, "resume": False}
-    args = Namespace(config_file=config_file, opts=list(opts), **options)
+    args = argument_parser().parse_args(["--config-file", config_file, "--overwrite", *opts])
     cfg = load_config(args)
     check_settings(cfg)
     root = demo_dataset_root()
     _step(1, f"a dataset of drawn objects, in {root}")
     generate_demo_dataset(root)
-    check_config(cfg)
-    rehearse_config(cfg, args, Trainer)
+
+    _step(2, f"training for {cfg.SOLVER.MAX_ITER} iterations, then evaluation")
+    run(args)
 
     output = Path(cfg.OUTPUT_DIR)
-    move_aside(cfg.OUTPUT_DIR)
-    _step(2, f"training for {cfg.SOLVER.MAX_ITER} iterations, then evaluation")
-    cfg = setup(cfg, args)
-    results = train(cfg)
-
     _step(3, "drawing curves and predictions, writing the report")
     plot_curves(output / "metrics.json", output / "curves.png")
     _draw_held_out_images(cfg, output / "predictions.png")
     report = write_report(output)
 
     _step(4, "done")
-    assert results is not None  # as in all processes but the main one
-    print(_ap_table(results))
+    print(_ap_table(read_metrics(output / "metrics.json")))
     print(f"\n{describe_output(cfg.OUTPUT_DIR)}")
     print(f"\nOpen it in a browser: {report.resolve()}")
 
@@ -75,6 +68,12 @@ def _draw_held_out_images(cfg: CfgNode, out: Path) -> None:
     draw_predictions(images, predictions, predictor.classes["names"], out)
 
 
-def _ap_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [{"": task, **values} for task, values in results.items()]
-    return tabulate(rows, headers="keys", floatfmt=".1f")
+def _ap_table(rows: Sequence[Mapping[str, float]]) -> str:
+    """Of the last evaluation among the rows of a metrics.json."""
+    last = next(row for row in reversed(rows) if "bbox/AP" in row)
+    table: dict[str, dict[str, Any]] = {}
+    for key, value in last.items():
+        task, _, metric = key.partition("/")
+        if f"{task}/AP" in last:
+            table.setdefault(task, {"": task})[metric] = value
+    return tabulate(table.values(), headers="keys", floatfmt=".1f")

@@ -4,9 +4,9 @@ A new version may take each of these away; `tests/test_detectron2_private.py` th
 also lists what subclasses of theirs, elsewhere in this package, use of themselves.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 from detectron2.engine.hooks import IterationTimer
 from detectron2.utils import logger
@@ -47,12 +47,6 @@ def go_on_after(writer: JSONWriter | TensorboardXWriter, iteration: int) -> str 
     return None
 
 
-@contextmanager
-def logged_once() -> Iterator[None]:
+def logged_once() -> AbstractContextManager:
     """Forgets afterwards what was logged meanwhile of that which is logged but once."""
-    before: Counter = Counter(logger._LOG_COUNTER)
-    try:
-        yield
-    finally:
-        logger._LOG_COUNTER.clear()
-        logger._LOG_COUNTER.update(before)
+    return patch.dict(logger._LOG_COUNTER)

@@ -5,6 +5,7 @@ import ctypes
 import datetime
 import gc
 import platform
+import resource
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from rope_vit_det.errors import InputError
 from rope_vit_det.layers import cpu
-from rope_vit_det.utils.memory import process_peak_mib, resident_mib
+from rope_vit_det.utils.memory import process_peak_mib
 
 _PACKAGES = (
     "torch",
@@ -170,6 +171,12 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
         return None
     call()
     return process_peak_mib() - before
+
+
+def resident_mib() -> float:
+    """Resident memory of this process, in MiB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def today() -> str:

@@ -11,13 +11,13 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from projects.benchmark.detectors import random_sample
-from projects.benchmark.measure import resident_peak_mib
+from projects.benchmark.measure import resident_mib, resident_peak_mib
 from rope_vit_det.engine.setup import load_config
 from rope_vit_det.engine.train_step import build_train_step
 from rope_vit_det.engine.trainer import Trainer
 from rope_vit_det.errors import InputError
 from rope_vit_det.layers import cpu
-from rope_vit_det.utils.memory import process_peak_mib, resident_mib
+from rope_vit_det.utils.memory import process_peak_mib
 
 _CHECKPOINT = ("MODEL.ROPE_VIT.ACTIVATION_CHECKPOINT", "True")
 _FLOAT32 = ("SOLVER.AMP.ENABLED", "False")

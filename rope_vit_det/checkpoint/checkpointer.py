@@ -4,6 +4,7 @@ import os
 import socket
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -49,7 +50,6 @@ class DetectorCheckpointer(DetectionCheckpointer):
         *,
         classes: Classes | None = None,
         settings: Settings | None = None,
-        trained_model: nn.Module | None = None,
         keep: int = 0,
         whole: bool = False,
         **kwargs: Any,
@@ -61,25 +61,21 @@ class DetectorCheckpointer(DetectionCheckpointer):
             classes: saved as "classes", and those that a whole model must have been trained on.
             settings: of the run, saved as "settings", and compared with those of a checkpoint to
                 resume from.
-            trained_model: the one that learns, where `model` is an average of its weights; saved as
-                "trained_model" for a resume. Whatever else is loaded, it gets the weights of
-                `model`.
             keep: periodic checkpoints that are kept, the newest; 0: all.
             whole: every tensor of the model must be in what is loaded, as for an evaluation. A
                 checkpoint to resume from always must be whole.
-            kwargs: see :class:`DetectionCheckpointer`.
+            kwargs: see :class:`DetectionCheckpointer`. Among them `trained_model`, the one that
+                learns, where `model` is an average of its weights: it is saved for a resume, and
+                gets the weights of `model`, whatever else is loaded.
         """
         super().__init__(model, save_dir, **kwargs)
         self.classes = classes
         self.settings = settings
-        self.trained_model = trained_model
         self.keep = keep
         self.whole = whole
         self._read: tuple[str, Mapping[str, Any]] | None = None  # path and content, until loaded
         self._resumed = ""  # the checkpoint that is resumed from
         self._changed: list[str] = []  # settings, since that one
-        if trained_model is not None:
-            self.add_checkpointable("trained_model", trained_model)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """See `fvcore.common.checkpoint.Checkpointer.save`; the file appears whole or not at all.
@@ -159,11 +155,14 @@ class DetectorCheckpointer(DetectionCheckpointer):
         # Detectron2's own, over readers that run nothing.
         if self._read and self._read[0] == filename:
             return dict(self._read[1])
-        if filename.endswith(".pkl"):
-            return _from_model_zoo(filename, load_pickle(filename))
-        loaded = load_torch_file(filename)
+        is_pickle = filename.endswith(".pkl")
+        loaded = load_pickle(filename) if is_pickle else load_torch_file(filename)
         if not isinstance(loaded, Mapping):
             raise InputError(f"{filename} is no checkpoint: it holds a {type(loaded).__name__}")
+        if is_pickle and not ("model" in loaded and "__author__" in loaded):
+            blobs = loaded.get("blobs", loaded).items()
+            model = {key: value for key, value in blobs if not str(key).endswith("_momentum")}
+            loaded = {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
         loaded = dict(loaded) if "model" in loaded else {"model": loaded}
         check_tensors(filename, loaded["model"])
         query = getattr(self._parsed_url_during_load, "query", "")
@@ -178,9 +177,9 @@ class DetectorCheckpointer(DetectionCheckpointer):
                 words = "The run goes on with other settings than it had: %s"
                 self.logger.warning(words, ", ".join(self._changed))
         checkpoint["model"] = _named_as(self.model, checkpoint["model"])
-        if self.trained_model is not None and "trained_model" in checkpoint:
-            state = _named_as(self.trained_model, checkpoint["trained_model"])
-            checkpoint["trained_model"] = state
+        trained = self.checkpointables.get("trained_model")
+        if trained is not None and "trained_model" in checkpoint:
+            checkpoint["trained_model"] = _named_as(trained, checkpoint["trained_model"])
         weights, theirs = checkpoint["model"], classes_of(checkpoint)
         if self.whole and self.classes and theirs:
             names = self.classes["names"]
@@ -202,8 +201,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if self.whole:
             self._check_whole(incompatible)
-        if self.trained_model is not None:
-            self.trained_model.load_state_dict(self.model.state_dict())
+        if trained is not None:
+            trained.load_state_dict(self.model.state_dict())
         return incompatible
 
     def _check_whole(self, incompatible: Any) -> None:
@@ -227,13 +226,10 @@ def read_classes(path: str) -> Classes | None:
     Args:
         path: of a checkpoint of :class:`DetectorCheckpointer`. Other files say nothing.
     """
-    if not path.endswith(".pth") or not os.path.isfile(path):
-        return None
-    try:
-        checkpoint = load_torch_file(path, mmap=True)
-    except InputError:
-        return None  # whoever loads it will say what is wrong
-    return classes_of(checkpoint)
+    with suppress(InputError):  # whoever loads it will say what is wrong
+        if path.endswith(".pth") and os.path.isfile(path):
+            return classes_of(load_torch_file(path, mmap=True))
+    return None
 
 
 def classes_of(checkpoint: Any) -> Classes | None:
@@ -275,19 +271,6 @@ def check_weights_path(path: str, *, for_rope_vit: bool = True) -> None:
 def weights_error(path: str, error: InputError) -> InputError:
     """The error with the key and file in front, once."""
     return InputError(f"MODEL.WEIGHTS{'' if path in str(error) else ' ' + path}: {error}")
-
-
-def _from_model_zoo(filename: str, data: Any) -> dict[str, Any]:
-    """Detectron2's layout of `.pkl`, or that of Caffe2, as `DetectionCheckpointer` reads them."""
-    if not isinstance(data, Mapping):
-        raise InputError(f"{filename} is no checkpoint: it holds a {type(data).__name__}")
-    if "model" in data and "__author__" in data:
-        check_tensors(filename, data["model"])
-        return dict(data)
-    data = data.get("blobs", data)
-    model = {key: value for key, value in data.items() if not str(key).endswith("_momentum")}
-    check_tensors(filename, model)
-    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def _named_as(model: nn.Module, weights: Any) -> Any:

@@ -1,4 +1,7 @@
-"""What a resumed run may change: settings are compared, the optimizer's state is carried over."""
+"""What a resumed run may change: settings are compared, the optimizer's state is carried over.
+
+And what it has from the run before beside weights and optimizer: what modules remember.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from torch import nn
 
 from ..errors import InputError
@@ -47,7 +51,7 @@ def check_resume(folder: str | os.PathLike, settings: Settings) -> None:
     """Checks, without reading tensors, that a run may go on with these settings.
 
     Args:
-        folder: OUTPUT_DIR, with checkpoints.
+        folder: OUTPUT_DIR; where it has no checkpoints, nothing is checked.
         settings: of the run that is to go on.
 
     Raises:
@@ -67,7 +71,7 @@ def changed_settings(path: str, checkpoint: Any, settings: Settings) -> list[str
 
     Args:
         path: for the message.
-        checkpoint: one without settings, of an older version, tells no difference.
+        checkpoint: one without settings, of another trainer, tells no difference.
 
     Raises:
         InputError: one that cannot change in a run, or fewer iterations than are done.
@@ -124,7 +128,7 @@ def carry_over(
 
     Args:
         saved: its `state_dict()`.
-        before: its :func:`describe_groups`; None: the checkpoint is of an older version.
+        before: its :func:`describe_groups`; None: another trainer saved it.
         now: those of the optimizer that is to go on.
 
     Returns:
@@ -147,9 +151,10 @@ def carry_over(
     }
     names = [name for group in now for name in group["names"]]
     other = sorted(places.keys() ^ set(names))
-    if before is None or other:
-        first = f", the first is {other[0]}" if before else ""
-        raise InputError(f"its optimizer learned {len(other)} parameters more or less{first}")
+    if other:
+        raise InputError(
+            f"its optimizer learned {len(other)} parameters more or less, the first is {other[0]}"
+        )
     numbers = {name: number for number, name in enumerate(names)}
     state = {
         numbers[name]: saved["state"][index]
@@ -167,6 +172,67 @@ def _group(now: dict[str, Any], places: Mapping[str, tuple], numbers: Mapping[st
         share = saved["lr"] / built["lr"] if built["lr"] else 1.0
         changed |= {"initial_lr": now["lr"], "lr": now["lr"] * share}
     return {**saved, **changed, "params": [numbers[name] for name in now["names"]]}
+
+
+class RunningState:
+    """A checkpointable of the numbers that modules change, and of other processes' buffers.
+
+    Detectron2's RetinaNet and FCOS keep the normalizer of their loss as a plain attribute. Batch
+    norm's statistics differ between processes, and a checkpoint's "model" has those of the first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: the trained one, newly built.
+        """
+        self.model = model
+        self._initial = self._numbers()
+        self._gathered: list[dict[str, Any]] = []
+
+    def gather(self) -> None:
+        """Collects the state of all processes for the next checkpoint; a collective."""
+        if comm.get_world_size() > 1:
+            self._gathered = comm.gather(self.own())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"processes": self._gathered or [self.own()]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes this process's part; with more processes than there were, the first one's."""
+        parts, rank = state_dict["processes"], comm.get_rank()
+        part = parts[rank if rank < len(parts) else 0]
+        modules = dict(self.model.named_modules())
+        for module, name, value in part["numbers"]:
+            if module in modules:
+                setattr(modules[module], name, value)
+        buffers = dict(self.model.named_buffers())
+        for name, value in part["buffers"].items():
+            if name in buffers:
+                buffers[name].copy_(value)
+
+    def own(self) -> dict[str, Any]:
+        """This process's part."""
+        changed = [
+            (module, name, value)
+            for (module, name), value in self._numbers().items()
+            if self._initial.get((module, name)) != value
+        ]
+        saved = self.model.state_dict(keep_vars=True)
+        buffers = {
+            name: buffer.detach().cpu().clone()
+            for name, buffer in self.model.named_buffers()
+            if name in saved and not comm.is_main_process()
+        }
+        return {"numbers": changed, "buffers": buffers}
+
+    def _numbers(self) -> dict[tuple[str, str], float]:
+        return {
+            (path, name): value
+            for path, module in self.model.named_modules()
+            for name, value in vars(module).items()
+            if type(value) in (int, float)
+        }
 
 
 def _plain(value: Any) -> Any:

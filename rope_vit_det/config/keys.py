@@ -135,6 +135,13 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(own)
 
 
+def default_config() -> CfgNode:
+    """Detectron2's keys and this project's, with their defaults."""
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    return cfg
+
+
 def check_key(cfg: CfgNode, key: str, ok: bool, allowed: str) -> None:
     """
     Args:
@@ -187,21 +194,14 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
             "the config has no MODEL.ROPE_VIT: call rope_vit_det.add_rope_vit_config(cfg) on it"
         )
     net = cfg.MODEL.ROPE_VIT
-
-    def check(key: str, ok: bool, allowed: str) -> None:
-        check_key(cfg, f"MODEL.ROPE_VIT.{key}", ok, allowed)
-
     try:
         check_network(net.NAME)
     except ValueError as error:
         raise InputError(f"MODEL.ROPE_VIT.NAME is {net.NAME!r}: {error}") from None
-    patch = VARIANTS[net.NAME]["patch_size"]
+    stride, patch = net.PATCH_STRIDE, VARIANTS[net.NAME]["patch_size"]
     strides = sorted({PYRAMID_STRIDE, patch} if own_stride else {PYRAMID_STRIDE})
-    check(
-        "PATCH_STRIDE",
-        is_whole_number(net.PATCH_STRIDE) and net.PATCH_STRIDE in strides,
-        " or ".join(map(str, strides)),
-    )
+    ok = is_whole_number(stride) and stride in strides
+    check_key(cfg, "MODEL.ROPE_VIT.PATCH_STRIDE", ok, " or ".join(map(str, strides)))
 
 
 def check_pyramid_config(cfg: CfgNode) -> None:
@@ -260,13 +260,12 @@ def check_optimizer_config(cfg: CfgNode) -> None:
     is_known = not clip.ENABLED or clip.CLIP_TYPE in CLIP_TYPES
     check_key(cfg, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", is_known, ", ".join(CLIP_TYPES))
     solver, defaults = cfg.SOLVER, get_cfg().SOLVER
-    sgds = {"MOMENTUM": "set SOLVER.OPTIMIZER SGD", "NESTEROV": "set SOLVER.OPTIMIZER SGD"}
     unread = dict.fromkeys(
         ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM"),
         "norms and biases have no weight decay, and SOLVER.LAYER_DECAY sets the rates of layers",
     )
     if solver.OPTIMIZER != "SGD":
-        unread |= sgds
+        unread |= dict.fromkeys(("MOMENTUM", "NESTEROV"), "set SOLVER.OPTIMIZER SGD")
     for key, remedy in unread.items():
         value, default = solver[key], defaults[key]
         # No weight decay of biases is what is done anyway.

@@ -5,14 +5,15 @@ run (:mod:`rope_vit_det.engine.rehearsal`); what this project's own keys say tog
 :mod:`.keys`.
 """
 
+import re
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from ..errors import InputError
 from ..utils.arguments import Rule, is_number, is_whole_number, number, several, whole
-from .keys import MIN_SLICE, add_rope_vit_config, check_key, get_key
+from .keys import MIN_SLICE, check_key, default_config, get_key
 
 _Table = tuple[tuple[Rule, str], ...]  # keys in full, with spaces between
 
@@ -114,9 +115,7 @@ def check_nothing_is_none(cfg: CfgNode) -> None:
     Raises:
         InputError: names the key, and the type that it takes.
     """
-    defaults = get_cfg()
-    add_rope_vit_config(defaults)
-    for key, default in leaves(defaults):
+    for key, default in leaves(default_config()):
         if get_key(cfg, key) is None and default is not None:
             kind = type(default).__name__
             raise InputError(f"{key} is None; allowed: type {kind}, such as {default!r}")
@@ -136,13 +135,9 @@ def check_device(cfg: CfgNode) -> None:
     Raises:
         InputError: MODEL.DEVICE is none, or one that this machine lacks.
     """
-    name = cfg.MODEL.DEVICE
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")  # as good as any that is not allowed
-    known, allowed = device.type in ("cuda", "cpu"), "'cuda' (without a GPU: the CPU) or 'cpu'"
-    check_key(cfg, "MODEL.DEVICE", known, allowed)
-    gpus = torch.cuda.device_count()
-    if gpus and device is not None and device.index is not None and device.index >= gpus:
+    name, gpus = cfg.MODEL.DEVICE, torch.cuda.device_count()
+    known = re.fullmatch(r"(?:cuda|cpu)(?::(\d+))?", str(name))
+    allowed = "'cuda' (without a GPU: the CPU) or 'cpu'"
+    check_key(cfg, "MODEL.DEVICE", known is not None, allowed)
+    if gpus and known and int(known[1] or 0) >= gpus:
         raise InputError(f"MODEL.DEVICE is {name!r}; this machine has {gpus} GPUs")

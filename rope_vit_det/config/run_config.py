@@ -1,22 +1,30 @@
-"""From files and KEY VALUE pairs to a config; the config of a training that has been."""
+"""From files and KEY VALUE pairs to a config; the config of a training that has been.
+
+Detectron2's `merge_from_file` lets a yaml call any Python function by a tag. Its own RetinaNet
+needs one, so tags are honoured in the files that Detectron2 installs, and nowhere else.
+"""
 
 import argparse
+import importlib
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+from unittest.mock import patch
 
 import detectron2
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError, did_you_mean
 from ..weights.load import as_birder_url
-from .keys import add_rope_vit_config
+from .keys import default_config
 from .rules import check_device, check_nothing_is_none, leaves
-from .yaml_files import merge_from_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # In the package where it is installed, beside it in its sources.
@@ -89,8 +97,7 @@ def merge_config(paths: Sequence[str], opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         InputError: as :func:`load_config` does.
     """
-    cfg = get_cfg()
-    add_rope_vit_config(cfg)
+    cfg = default_config()
     for path in paths:
         merge(cfg, path, partial(merge_from_yaml, cfg), path)
     merge(cfg, "command line", cfg.merge_from_list, list(opts))
@@ -143,3 +150,150 @@ def _explain(cfg: CfgNode, reason: str) -> str:
         value = " ".join(mismatch["values"].rpartition(" vs. ")[2].split())
         return f"{key} takes a {wanted}, and {value!r} is a {given}"
     return " ".join(reason.split())
+
+
+def merge_from_yaml(cfg: CfgNode, path: str) -> None:
+    """`cfg.merge_from_file(path)`, in which no file outside Detectron2 can run code.
+
+    Where the yaml is for a project of Detectron2's, the keys of that project are added first.
+
+    Args:
+        cfg: changed in place.
+        path: a yaml config; the `_BASE_` files it names are held to the same.
+
+    Raises:
+        InputError: names the file, and the line where there is one: it has a Python tag, is
+            missing, no yaml, or no config.
+        KeyError, ValueError, AssertionError, TypeError: as Detectron2 reports unknown keys and
+            values of another type.
+    """
+    try:
+        loaded = _CheckedFiles.load_yaml_with_base(path)
+    except RecursionError:
+        raise InputError(f"{path}: _BASE_ leads back to itself, or nests too deeply") from None
+    _check_names(loaded, path)
+    # Detectron2 guesses the version where there is none, and says so on every run.
+    if type(loaded.setdefault("VERSION", cfg.VERSION)) is not int:
+        raise InputError(f"{path}: VERSION is {loaded['VERSION']!r}; allowed: {cfg.VERSION}")
+    add_project_config(cfg, loaded, path)
+    # An attribute of this object goes before the method of its class, which stays as it is; all
+    # the rest (versions, types) is Detectron2's. No key can clash: yacs keeps attributes apart from
+    # the entries.
+    with patch.dict(cfg.__dict__, load_yaml_with_base=lambda *args, **kwargs: loaded):
+        cfg.merge_from_file(path)
+
+
+class _CheckedFiles(CfgNode):
+    """Lends Detectron2's loader its own rule: only in a file of its own, a tag may run code."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[Any, Any]:
+        # Links are followed first: what counts is where a file really lies.
+        path = os.path.realpath(PathManager.get_local_path(filename))
+        try:
+            loaded = super().load_yaml_with_base(filename, path.startswith(_detectron2_folders()))
+        except yaml.YAMLError as error:
+            raise _refusal(filename, error) from None
+        except (TypeError, AttributeError):  # of a _BASE_ that is no path, or of no content
+            loaded = None
+        if not isinstance(loaded, dict):
+            raise InputError(
+                f"{filename} is not a config: it should hold lines of KEY: VALUE, and in _BASE_ a "
+                "path, or a list of them"
+            )
+        return loaded
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> TextIO:
+        try:
+            with open(PathManager.get_local_path(filename), encoding="utf-8") as file:
+                return io.StringIO(file.read())
+        except UnicodeDecodeError:
+            raise InputError(f"{filename} is not a text file") from None
+        except OSError as error:
+            raise InputError(f"{filename}: {error.strerror or error}") from None
+
+
+def _refusal(filename: str, error: yaml.YAMLError) -> InputError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f"{filename}:{mark.line + 1}" if mark else filename
+    problem = " ".join((getattr(error, "problem", None) or str(error)).split())
+    found = re.search(r"determine a constructor for the tag '(.*)'", problem)
+    if found:
+        tag = found[1].replace("tag:yaml.org,2002:", "!!")
+        return InputError(
+            f"{where}: the tag {tag!r} is refused, because a tag can run code; write the value "
+            "itself"
+        )
+    return InputError(f"{where} is not yaml: {problem}")
+
+
+def _check_names(section: dict[Any, Any], path: str) -> None:
+    for key, value in section.items():
+        if not isinstance(key, str):
+            raise InputError(f"{path}: {key!r} is no key; keys are names, such as MODEL")
+        if isinstance(value, dict):
+            _check_names(value, path)
+
+
+@cache
+def _detectron2_folders() -> tuple[str, ...]:
+    # In an editable installation Detectron2 links its configs to a folder beside the package.
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in (ZOO.parents[1], ZOO))
+
+
+# A folder of detectron2.projects: what adds its keys, and the words of a yaml that need them.
+_PROJECTS = {
+    "point_rend": (
+        "add_pointrend_config",
+        {"POINT_HEAD", "PointRendMaskHead", "ImplicitPointRendMaskHead", "CoarseMaskHead"},
+    ),
+    "panoptic_deeplab": (
+        "add_panoptic_deeplab_config",
+        {"PanopticDeepLab", "PANOPTIC_DEEPLAB", "INS_EMBED_HEAD"},
+    ),
+    "deeplab": (
+        "add_deeplab_config",
+        {"DeepLabV3Head", "DeepLabV3PlusHead", "ASPP_CHANNELS", "ASPP_DILATIONS"},
+    ),
+}
+
+
+def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
+    """Adds the keys of Detectron2's projects to a config where the yaml that comes next needs them.
+
+    Only there: other configs stay what `get_cfg` and `add_rope_vit_config` can load again. Keys
+    that are there keep their values. The import registers the project's heads.
+
+    Args:
+        cfg: changed in place.
+        yaml: what comes next.
+        path: of the yaml, for messages.
+
+    Raises:
+        InputError: the yaml needs a project, and this Detectron2 comes without it, or without a
+            package that it needs.
+    """
+    words = set(re.findall(r"\w+", str(yaml.get("MODEL"))))
+    for name, (add, needed_by) in _PROJECTS.items():
+        if words.isdisjoint(needed_by):
+            continue
+        try:
+            project = importlib.import_module(f"detectron2.projects.{name}")
+        except ImportError as error:
+            raise InputError(
+                f"{path} needs detectron2.projects.{name}, which cannot be imported ({error}); "
+                "tools/install_detectron2.py installs a Detectron2 that has it, and panopticapi "
+                "comes from its repository, github.com/cocodataset/panopticapi"
+            ) from None
+        with_project = get_cfg()
+        getattr(project, add)(with_project)
+        _add_missing(cfg, with_project)
+
+
+def _add_missing(cfg: CfgNode, other: CfgNode) -> None:
+    for key, value in other.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
+            _add_missing(cfg[key], value)

@@ -13,6 +13,9 @@ from ..errors import InputError, did_you_mean
 from .demo.dataset import register_where_named
 from .rle_masks import RLEMasks
 
+# Of the architectures that learn instances, where they have the number of classes.
+_HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
+
 
 class Classes(TypedDict):
     """Plain lists, as they lie in a checkpoint: entry i belongs to the detector's class i."""
@@ -60,11 +63,8 @@ def dataset_classes(name: str) -> Classes | None:
 
 def num_classes(cfg: CfgNode) -> tuple[str, int] | None:
     """The key and value by which the model knows how many categories there are, if it does."""
-    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
-        return "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    return None
+    head = _HEADS.get(cfg.MODEL.META_ARCHITECTURE)
+    return (f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES) if head else None
 
 
 def to_coco_results(

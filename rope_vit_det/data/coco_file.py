@@ -163,6 +163,15 @@ def to_rle(mask: list | dict, size: tuple[int, int]) -> dict[str, Any]:
     return mask
 
 
+def mask_area(mask: list | dict | None, size: tuple[int, int]) -> float:
+    """Pixels of a mask of :func:`clean_mask`, each counted once; 0 of none.
+
+    Args:
+        size: (height, width) of the image.
+    """
+    return float(mask_util.area(to_rle(mask, size))) if mask else 0.0
+
+
 def _as_coco(name: str) -> dict[str, Any]:
     classes = dataset_classes(name)
     if classes is None:
@@ -205,7 +214,7 @@ def _complete(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str,
     if mask:
         done["segmentation"] = mask
     if done.get("area") is None:
-        done["area"] = float(mask_util.area(to_rle(mask, size)) if mask else width * height)
+        done["area"] = mask_area(mask, size) if mask else float(width * height)
     return done
 
 

@@ -44,23 +44,13 @@ def convert_to_coco(
     check_packages("supervision", extra="convert")
     import supervision
 
-    datasets = [_read(images, annotations, names) for _, images, annotations in splits]
+    lines: list[str] = []
+    datasets = [_read(images, annotations, names, lines) for _, images, annotations in splits]
     if names is None:
         # Each folder would number the classes as they come.
         whole = supervision.DetectionDataset.merge(datasets)
         datasets = [_part(whole, dataset.image_paths) for dataset in datasets]
-    lines = []
-    turned = [
-        sum(_check_sizes(dataset.image_paths, Path(annotations), names is None))
-        for (_, _, annotations), dataset in zip(splits, datasets, strict=True)
-    ]
-    for (json_file, _, annotations), dataset, count in zip(splits, datasets, turned, strict=True):
-        lines += _without_image(Path(annotations), _suffix(names), dataset.image_paths)
-        if count:
-            lines.append(
-                f"{annotations}: {count} images are turned by their EXIF data; their boxes are "
-                "taken for the turned image"
-            )
+    for (json_file, _, _), dataset in zip(splits, datasets, strict=True):
         dataset.as_coco(annotations_path=json_file)
         objects = sum(map(len, dataset.annotations.values()))
         lines.append(
@@ -70,14 +60,16 @@ def convert_to_coco(
     return lines
 
 
-def _read(images: str, annotations: str, names: str | None) -> "DetectionDataset":
+def _read(images: str, annotations: str, names: str | None, lines: list[str]) -> "DetectionDataset":
+    """A split; lines on what its user should know go to a list."""
     from supervision import DetectionDataset
 
+    suffix = ".xml" if names is None else ".txt"
     for path in filter(None, (images, annotations, names)):
         if not Path(path).exists():
             raise InputError(f"{path}: no such file or folder")
-    if not any(Path(annotations).glob("*" + _suffix(names))):
-        raise InputError(f"{annotations} has no {_suffix(names)} files")
+    if not any(Path(annotations).glob("*" + suffix)):
+        raise InputError(f"{annotations} has no {suffix} files")
     has_points = names is not None and bool(_KEYPOINTS.search(Path(names).read_text("utf-8")))
     if names is not None and not has_points:
         _check_no_pose(Path(annotations), names)
@@ -99,10 +91,11 @@ def _read(images: str, annotations: str, names: str | None) -> "DetectionDataset
         # Without it, supervision makes a crowd, which is not learned from, of every object whose
         # mask has several parts.
         detections.data["iscrowd"] = np.zeros(len(detections), dtype=int)
+    lines += _notes(dataset.image_paths, Path(annotations), suffix)
     return dataset
 
 
-def _check_sizes(images: Sequence[str], folder: Path, is_voc: bool) -> Iterator[bool]:
+def _check_sizes(images: Sequence[str], folder: Path, is_voc: bool) -> list[bool]:
     """Whether each image is turned by its EXIF data; its VOC file must be for it as it is read."""
 
     def check(path: str) -> bool:
@@ -174,19 +167,18 @@ def _is_pose(row: np.ndarray, depth: int) -> bool:
     return bool(in_image and fits and spans)
 
 
-def _suffix(names: str | None) -> str:
-    return ".xml" if names is None else ".txt"
-
-
-def _without_image(folder: Path, suffix: str, image_paths: list[str]) -> list[str]:
+def _notes(image_paths: list[str], folder: Path, suffix: str) -> Iterator[str]:
     images = {Path(path).stem for path in image_paths} | {"classes"}  # labelImg's classes.txt
     unused = sorted(path.name for path in folder.glob("*" + suffix) if path.stem not in images)
-    if not unused:
-        return []
-    more = ", …" if len(unused) > 3 else ""
-    return [
-        f"{folder}: {len(unused)} {suffix} files without an image: {', '.join(unused[:3])}{more}"
-    ]
+    if unused:
+        some = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
+        yield f"{folder}: {len(unused)} {suffix} files without an image: {some}"
+    turned = sum(_check_sizes(image_paths, folder, suffix == ".xml"))
+    if turned:
+        yield (
+            f"{folder}: {turned} images are turned by their EXIF data; their boxes are taken for "
+            "the turned image"
+        )
 
 
 def _part(whole: "DetectionDataset", image_paths: list[str]) -> "DetectionDataset":

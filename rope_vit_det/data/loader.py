@@ -12,6 +12,8 @@ import logging
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,7 +30,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..detectron2_private import endless_indices
-from ..errors import InputError
+from ..distributed.launch import check_batch
 from ..utils.seeding import Purpose, seed_all
 from .coco_file import clean_records
 from .large_scale_jitter import build_train_mapper
@@ -41,36 +43,26 @@ _Where = tuple[int, int]  # position in the stream, index in the dataset
 _TRIES = 100
 
 
+@dataclass(eq=False, kw_only=True)
 class MicroBatchSampler(Sampler[list[_Where]]):
-    """The samples of this process's micro-batches, one slot's after another's, without end."""
+    """The samples of this process's micro-batches, one slot's after another's, without end.
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        *,
-        batch_size: int,
-        slots: range,
-        num_slots: int,
-        wide: Sequence[bool] | None = None,
-    ) -> None:
-        """
-        Args:
-            sampler: one of Detectron2's training samplers.
-            batch_size: images of a micro-batch.
-            slots: the micro-batches of a step that this process computes.
-            num_slots: the micro-batches of a step, of all processes.
-            wide: for each image; puts only wide, or only other images into a micro-batch, for less
-                padding (as Detectron2's `AspectRatioGroupedDataset`).
+    Attributes:
+        sampler: one of Detectron2's training samplers.
+        batch_size: images of a micro-batch.
+        slots: the micro-batches of a step that this process computes.
+        num_slots: the micro-batches of a step, of all processes.
+        wide: for each image; puts only wide, or only other images into a micro-batch, for less
+            padding (as Detectron2's `AspectRatioGroupedDataset`).
+        start: micro-batches of this process to skip.
+    """
 
-        Attributes:
-            start: micro-batches of this process to skip.
-        """
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.slots = slots
-        self.num_slots = num_slots
-        self.wide = wide
-        self.start = 0
+    sampler: Sampler
+    batch_size: int
+    slots: range
+    num_slots: int
+    wide: Sequence[bool] | None = None
+    start: int = 0
 
     def __iter__(self) -> Iterator[list[_Where]]:
         return islice(self._from_the_beginning(), self.start, None)
@@ -145,16 +137,16 @@ def build_train_loader(
     Raises:
         InputError: a micro-batch would have no image, or a fraction of one.
     """
-    images, batches = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size() * cfg.SOLVER.ACCUMULATE
-    if images < 1 or images % batches:  # of batches without images, Detectron2 never gets one
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH is {images}; it must be a multiple of the {batches} "
-            "micro-batches of a step (processes x SOLVER.ACCUMULATE)"
-        )
-    parts = _train_parts(cfg, mapper, sampler)
+    check_batch(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
+    mapper = ReadableMapper(mapper or build_train_mapper(cfg))
+    build = partial(build_detection_train_loader.from_config, cfg, mapper=mapper, sampler=sampler)
+    # Samplers draw their seed from NumPy, and share that of rank 0.
+    seed_all(cfg.SEED, Purpose.ORDER)
+    parts = build()
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(parts["dataset"], cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
-        parts = _train_parts(cfg, mapper, sampler, dataset=records)
+        seed_all(cfg.SEED, Purpose.ORDER)
+        parts = build(dataset=records)
     return build_seeded_loader(**parts, seed=cfg.SEED, accumulate=cfg.SOLVER.ACCUMULATE)
 
 
@@ -167,8 +159,6 @@ def build_seeded_loader(
     accumulate: int = 1,
     sampler: Sampler | None = None,
     aspect_ratio_grouping: bool = True,
-    num_workers: int = 0,
-    collate_fn: Callable[[list[dict]], Any] = trivial_batch_collator,
     **kwargs: Any,
 ) -> ShieldedLoader:
     """Detectron2's `build_detection_train_loader` with this module's stream and random state.
@@ -189,20 +179,15 @@ def build_seeded_loader(
     num_slots = comm.get_world_size() * accumulate
     wide = [record.get("width", 0) > record.get("height", 0) for record in dataset]
     batches = MicroBatchSampler(
-        TrainingSampler(len(dataset)) if sampler is None else sampler,
+        sampler=TrainingSampler(len(dataset)) if sampler is None else sampler,
         batch_size=total_batch_size // num_slots,
         slots=range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate),
         num_slots=num_slots,
         wide=wide if aspect_ratio_grouping else None,
     )
-    loader = DataLoader(
-        SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed),
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        **kwargs,
-    )
-    return ShieldedLoader(loader)
+    samples = SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed)
+    options: dict[str, Any] = {"collate_fn": trivial_batch_collator, **kwargs}
+    return ShieldedLoader(DataLoader(samples, batch_sampler=batches, **options))
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
@@ -218,23 +203,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
     records = clean_records(parts["dataset"])
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
-    loader = build_detection_test_loader(
-        records,
-        mapper=ReadableMapper(parts["mapper"], any_size=cfg.TEST.SLICE.ENABLED),
-        num_workers=parts["num_workers"],
-    )
-    return ShieldedLoader(loader)
-
-
-def _train_parts(
-    cfg: CfgNode,
-    mapper: Callable[[dict], dict | None] | None,
-    sampler: Sampler | None,
-    dataset: list[dict] | None = None,
-) -> dict[str, Any]:
-    # Samplers draw their seed from NumPy, and share that of rank 0.
-    seed_all(cfg.SEED, Purpose.ORDER)
-    mapper = ReadableMapper(mapper or build_train_mapper(cfg))
-    return build_detection_train_loader.from_config(
-        cfg, mapper=mapper, dataset=dataset, sampler=sampler
-    )
+    mapper = ReadableMapper(parts["mapper"], any_size=cfg.TEST.SLICE.ENABLED)
+    workers = parts["num_workers"]
+    return ShieldedLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers))

@@ -77,15 +77,10 @@ def use_own_data(cfg: CfgNode, *, eval_only: bool = False, options: Collection[s
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     if not needed:
         return  # there is nothing to evaluate on either, which the check of TEST says
-    count = _count_categories(next(iter(needed.values()))[0])
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
-    cfg.MODEL.RETINANET.NUM_CLASSES = count
-    if "POINT_HEAD" in cfg.MODEL:  # PointRend's
-        cfg.MODEL.POINT_HEAD.NUM_CLASSES = count
-
-
-def _count_categories(json_file: str) -> int:
-    categories = read_coco(json_file, needed=("categories",))["categories"]
-    if not categories:
+    json_file, _ = next(iter(needed.values()))
+    count = len(read_coco(json_file, needed=("categories",))["categories"])
+    if not count:
         raise InputError(f"{json_file} has no categories: its list 'categories' is empty")
-    return len(categories)
+    for head in ("ROI_HEADS", "RETINANET", "POINT_HEAD"):
+        if head in cfg.MODEL:  # the last one is PointRend's
+            cfg.MODEL[head].NUM_CLASSES = count

@@ -32,19 +32,16 @@ class ReadableMapper:
             InputError: the image is missing, or cannot be read.
         """
         with any_number_of_pixels(self.any_size):
-            return self._map(record)
-
-    def _map(self, record: dict) -> dict | None:
-        try:
-            return self.mapper(record)
-        except Exception:
-            problem = _problem(record)
-            if problem is None:
-                raise
-            raise InputError(
-                f"{record['file_name']} cannot be read: {problem}; repair it, take it out of the "
-                "dataset, or set DATALOADER.SKIP_UNREADABLE True"
-            ) from None
+            try:
+                return self.mapper(record)
+            except Exception:
+                problem = _problem(record)
+                if problem is None:
+                    raise
+                raise InputError(
+                    f"{record['file_name']} cannot be read: {problem}; repair it, take it out of "
+                    "the dataset, or set DATALOADER.SKIP_UNREADABLE True"
+                ) from None
 
 
 def readable_records(records: list[dict], names: tuple[str, ...], output_dir: str) -> list[dict]:
@@ -71,13 +68,8 @@ def readable_records(records: list[dict], names: tuple[str, ...], output_dir: st
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"{records[i]['file_name']}: {problem}\n" for i, problem in skipped.items()]
         path.write_text("".join(lines), "utf-8")
-        logger.warning(
-            "Skipping %d of %d images of %s, which cannot be read; they are listed in %s",
-            len(skipped),
-            len(records),
-            ", ".join(names),
-            path,
-        )
+        some = f"{len(skipped)} of {len(records)} images of {', '.join(names)}"
+        logger.warning("Skipping %s, which cannot be read; they are listed in %s", some, path)
     return [record for i, record in enumerate(records) if i not in skipped]
 
 

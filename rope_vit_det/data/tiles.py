@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import shapely
 from PIL import Image
 from tqdm import tqdm
@@ -18,8 +17,8 @@ from ..utils.atomic_files import new_file, new_folder
 from ..utils.image_files import any_number_of_pixels, read_rgb
 from ..weights.hub import sha256_of
 from .classes import registered
-from .coco_file import is_polygon, read_coco
-from .rle_masks import as_rle, box_of, decode_part, encode_part
+from .coco_file import clean_mask, mask_area, read_coco
+from .rle_masks import box_of, decode_part, encode_part
 from .validation.inspection import inspect_coco
 
 _Box = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -106,16 +105,12 @@ def cut_annotation(
         return None
     share = _area(box) / _area(whole) if _area(whole) else 0.0
     changed: dict[str, Any] = {}
-    area = all_of_it = 0.0
+    all_of_it = mask_area(mask, size)
     if mask:
-        cut: Any
-        if isinstance(mask, list):
-            cut, around = _cut_polygons(mask, tile)
-            area, all_of_it = (_polygon_area(each, size) for each in (cut, mask))
-        else:
-            cut, around, area, all_of_it = _cut_rle(mask, tile)
-        changed["segmentation"] = _moved(cut, tile)
+        cut = _cut_polygons if isinstance(mask, list) else _cut_rle
+        changed["segmentation"], around = cut(mask, tile)
     if all_of_it:  # else it is as good as none
+        area = mask_area(changed["segmentation"], _size(tile))
         share = area / all_of_it
         if share < 1:
             changed["area"] = area
@@ -175,7 +170,7 @@ class _Source:
                     f"{image['path']} has {size[1]}x{size[0]} px, {self.json_file} says "
                     f"{image['width']}x{image['height']}"
                 )
-            objects = [_with_good_parts(each) for each in self.annotations[image["id"]]]
+            objects = [_with_clean_mask(each) for each in self.annotations[image["id"]]]
             tiles = windows(size, side, overlap)
             first = len(images) + 1
             for x0, y0, x1, y1 in tiles:
@@ -235,11 +230,13 @@ def _cut_before(output: Path, names: Sequence[str]) -> dict[str, tuple[str, str]
     return found
 
 
-def _with_good_parts(annotation: dict[str, Any]) -> dict[str, Any]:
+def _with_clean_mask(annotation: dict[str, Any]) -> dict[str, Any]:
     mask = annotation.get("segmentation")
-    if not isinstance(mask, list):
-        return annotation if not mask else {**annotation, "segmentation": as_rle(mask)}
-    return {**annotation, "segmentation": [part for part in mask if is_polygon(part)]}
+    return {**annotation, "segmentation": clean_mask(mask) or []} if mask else annotation
+
+
+def _size(tile: _Box) -> tuple[int, int]:
+    return int(tile[3] - tile[1]), int(tile[2] - tile[0])
 
 
 def _clip(box: _Box, tile: _Box) -> _Box:
@@ -252,22 +249,23 @@ def _area(box: _Box) -> float:
 
 
 def _cut_polygons(polygons: list[list[float]], tile: _Box) -> tuple[list[list[float]], _Box]:
-    """The parts in a tile, in the photograph's coordinates, and the box around them."""
-    cut: list[list[float]] = []
+    """The parts in a tile, in its coordinates, and the box around them in the photograph's."""
+    cut: list[np.ndarray] = []
     for polygon in polygons:
         points = np.reshape(polygon, (-1, 2))
         if (points >= tile[:2]).all() and (points <= tile[2:]).all():
-            cut.append(polygon)
+            cut.append(points)
             continue
         # Of what crosses itself, make_valid makes the polygons that pycocotools fills.
         shape = shapely.make_valid(shapely.Polygon(points)).intersection(shapely.box(*tile))
         for part in shapely.get_parts(shape):
             if isinstance(part, shapely.Polygon) and part.area > 0:
-                cut.append(np.array(part.exterior.coords)[:-1].flatten().tolist())
-    return cut, _mask_box(cut) if cut else (0, 0, 0, 0)
+                cut.append(np.array(part.exterior.coords)[:-1])
+    moved = [(points - tile[:2]).flatten().tolist() for points in cut]
+    return moved, _mask_box(cut) if cut else (0, 0, 0, 0)
 
 
-def _mask_box(mask: list[list[float]] | dict[str, Any]) -> _Box:
+def _mask_box(mask: Sequence[Any] | dict[str, Any]) -> _Box:
     if isinstance(mask, dict):
         return box_of(mask)
     points = np.concatenate([np.reshape(part, (-1, 2)) for part in mask])
@@ -279,32 +277,16 @@ def _decoded(counts: str, height: int, width: int) -> tuple[np.ndarray, int, int
     return decode_part({"counts": counts, "size": [height, width]})
 
 
-def _polygon_area(polygons: list[list[float]], size: tuple[int, int]) -> float:
-    """In pixels, each counted once, as pycocotools fills them."""
-    if not polygons:
-        return 0.0
-    return float(mask_util.area(mask_util.merge(mask_util.frPyObjects(polygons, *size))))
-
-
-def _cut_rle(mask: dict[str, Any], tile: _Box) -> tuple[dict[str, Any], _Box, float, float]:
-    """The mask in a tile, the box around it in the photograph, its area and that of the whole."""
-    all_of_it = float(mask_util.area(mask))
+def _cut_rle(mask: dict[str, Any], tile: _Box) -> tuple[dict[str, Any], _Box]:
+    """As :func:`_cut_polygons`, of a mask of run lengths."""
     x0, y0, x1, y1 = (int(value) for value in _clip(box_of(mask), tile))
-    size = (int(tile[3] - tile[1]), int(tile[2] - tile[0]))
     if x1 <= x0 or y1 <= y0:
-        return encode_part(np.zeros((0, 0)), 0, 0, size), (0, 0, 0, 0), 0.0, all_of_it
+        return encode_part(np.zeros((0, 0)), 0, 0, _size(tile)), (0, 0, 0, 0)
     left, top = int(tile[0]), int(tile[1])
     part, x, y = _decoded(mask["counts"], *mask["size"])
-    cut = encode_part(part[y0 - y : y1 - y, x0 - x : x1 - x], x0 - left, y0 - top, size)
+    cut = encode_part(part[y0 - y : y1 - y, x0 - x : x1 - x], x0 - left, y0 - top, _size(tile))
     x0, y0, x1, y1 = box_of(cut)
-    around = (x0 + left, y0 + top, x1 + left, y1 + top)
-    return cut, around, float(mask_util.area(cut)), all_of_it
-
-
-def _moved(mask: list | dict[str, Any], tile: _Box) -> list | dict[str, Any]:
-    if isinstance(mask, dict):
-        return mask
-    return [(np.reshape(each, (-1, 2)) - tile[:2]).flatten().tolist() for each in mask]
+    return cut, (x0 + left, y0 + top, x1 + left, y1 + top)
 
 
 def _cut_keypoints(points: list[float], tile: _Box) -> list[float]:

@@ -39,7 +39,6 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
     Raises:
         InputError: they cannot; says why.
     """
-    device = cfg.MODEL.DEVICE
     if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise InputError(
             f"--num-machines {args.num_machines} --machine-rank {args.machine_rank}: give 1 or "
@@ -48,7 +47,9 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
     if args.num_gpus < 1:
         raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
     if not args.eval_only:
-        _check_batch(args, cfg)
+        # What Detectron2 scales the batch from, where it does: micro-batches keep their size.
+        reference = cfg.SOLVER.ACCUMULATE and cfg.SOLVER.REFERENCE_WORLD_SIZE
+        check_batch(cfg, reference or count_processes(args) * max(1, cfg.SOLVER.ACCUMULATE))
     if dist.is_torchelastic_launched():
         if args.num_gpus != 1:
             raise InputError(
@@ -58,10 +59,10 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         return
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > 1:
-        if not device.startswith("cuda"):
+        if not cfg.MODEL.DEVICE.startswith("cuda"):
             raise InputError(
-                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {device}: set CUDA_VISIBLE_DEVICES "
-                "to '' for several processes on the CPU of a machine with GPUs"
+                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {cfg.MODEL.DEVICE}: set "
+                "CUDA_VISIBLE_DEVICES to '' for several processes on the CPU of a machine with GPUs"
             )
         if args.num_gpus > gpus:
             raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
@@ -77,17 +78,19 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         )
 
 
-def _check_batch(args: argparse.Namespace, cfg: CfgNode) -> None:
-    processes = count_processes(args)
-    parts = processes * max(1, cfg.SOLVER.ACCUMULATE)
+def check_batch(cfg: CfgNode, parts: int) -> None:
+    """
+    Args:
+        parts: micro-batches of a step, of all processes.
+
+    Raises:
+        InputError: a micro-batch would have no image, or a fraction of one.
+    """
     images = cfg.SOLVER.IMS_PER_BATCH
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE and cfg.SOLVER.ACCUMULATE:
-        # What Detectron2 scales the batch from: the micro-batches keep their size.
-        parts = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if images % parts:
+    if images < 1 or images % parts:  # of batches without images, Detectron2 never gets one
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {images}, the images of a step, does not divide by {parts} "
-            f"({processes} processes, SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}, "
+            f"(processes x SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}, or "
             f"SOLVER.REFERENCE_WORLD_SIZE {cfg.SOLVER.REFERENCE_WORLD_SIZE})"
         )
 
@@ -134,12 +137,11 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
         InputError: raised in a process.
         RunError: raised in a process, or one was killed.
     """
-    processes = args.num_gpus * args.num_machines
     try:
         if dist.is_torchelastic_launched():
             _run_under_torchrun(main, args, *more, device=device)
             return
-        with signals_passed_on() if processes > 1 else contextlib.nullcontext():
+        with signals_passed_on() if count_processes(args) > 1 else contextlib.nullcontext():
             detectron2_launch(
                 _in_process,
                 args.num_gpus,
@@ -216,8 +218,7 @@ def _run_under_torchrun(
     dist.init_process_group("nccl" if on_gpu else "gloo", **group)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
-        with peers_watched():
-            main(args, *more)
+        _in_process(main, args, *more)
     finally:
         dist.destroy_process_group()
 

@@ -21,10 +21,9 @@ class StopRequest:
     Outside the main thread it notes nothing.
     """
 
-    def __init__(self) -> None:
-        self.signal: str | None = None  # the name of the one that was noted
-        self.in_any_process = False  # whether one has a signal, as far as they have agreed
-        self._received = 0
+    signal: str | None = None  # the name of the one that was noted
+    in_any_process = False  # whether one has a signal, as far as they have agreed
+    _received = 0
 
     def __enter__(self) -> "StopRequest":
         self._before = {}

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..checkpoint.checkpoint_files import last_good_checkpoint
-from ..checkpoint.running_state import RunningState
+from ..checkpoint.resume import RunningState
 from ..errors import DivergedError, InputError
 from ..utils.atomic_files import new_file
 from ..weights.safe import load_torch_file

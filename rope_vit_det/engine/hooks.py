@@ -1,9 +1,8 @@
 """What happens between the steps of a run: checkpoints, averages, the best one, the log."""
 
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +12,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.checkpoint_files import last_checkpoint
-from ..checkpoint.checkpointer import DetectorCheckpointer
-from ..checkpoint.running_state import RunningState
 from ..detectron2_private import go_on_after, last_written
 from ..errors import InputError, StoppedError
-from ..utils.memory import peak_memory_mib
-
-logger = logging.getLogger(__name__)
 
 
 class EventHistory(HookBase):
@@ -46,14 +39,11 @@ class EventHistory(HookBase):
         storage = getattr(self.trainer, "storage", None)
         if storage is None:
             return {}
-        scalars = {}
+        hints, scalars = storage.smoothing_hints(), {}
         for name, history in storage.histories().items():
-            values, iterations = zip(*history.values(), strict=True)
-            scalars[name] = {
-                "values": torch.tensor(values, dtype=torch.float64),
-                "iterations": torch.tensor(iterations, dtype=torch.int64),
-                "smoothing": storage.smoothing_hints()[name],
-            }
+            values, numbers = torch.tensor(history.values(), dtype=torch.float64).T.contiguous()
+            saved = {"values": values, "iterations": numbers.long(), "smoothing": hints[name]}
+            scalars[name] = saved
         written = max(map(last_written, self._writers), default=-1)
         return {"scalars": scalars, "written": written}
 
@@ -115,18 +105,6 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self.patience = patience
         self.num_worse = 0
 
-    def after_step(self) -> None:
-        super().after_step()
-        stop = bool(self.patience) and self.num_worse >= self.patience
-        # Only the main process knows the results.
-        if self.patience and self._has_just_evaluated() and comm.all_gather(stop)[0]:
-            iteration = self.trainer.iter
-            self._checkpointer.save("model_final", iteration=iteration)
-            raise StopTraining(
-                f"iteration {iteration}: {self.patience} evaluations without a better "
-                f"{self._val_metric} than {self.best_metric:.5f} of iteration {self.best_iter}"
-            )
-
     def state_dict(self) -> dict[str, Any]:
         names = ("best_metric", "best_iter", "num_worse")
         return {name: getattr(self, name) for name in names}
@@ -134,22 +112,35 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.__dict__.update(state_dict)
 
-    def _has_just_evaluated(self) -> bool:
-        done = self.trainer.iter + 1
-        return done % self._period == 0 and done != self.trainer.max_iter
-
     def _best_checking(self) -> None:
-        if not comm.is_main_process():
-            return
-        known = self.trainer.storage.latest()
-        if self._val_metric not in known:
-            metrics = ", ".join(key for key in known if "/AP" in key) or "none"
-            raise InputError(
-                f"SOLVER.BEST_METRIC is {self._val_metric!r}; the evaluation gives: {metrics}"
+        iteration = self.trainer.iter
+        if comm.is_main_process():  # which alone knows the results
+            check_best_metric(self._val_metric, self.trainer.storage.latest())
+            before = self.best_iter
+            super()._best_checking()
+            self.num_worse = self.num_worse + 1 if self.best_iter == before else 0
+        stop = bool(self.patience) and self.num_worse >= self.patience
+        if self.patience and iteration + 1 < self.trainer.max_iter and comm.all_gather(stop)[0]:
+            self._checkpointer.save("model_final", iteration=iteration)
+            raise StopTraining(
+                f"iteration {iteration}: {self.patience} evaluations without a better "
+                f"{self._val_metric} than {self.best_metric:.5f} of iteration {self.best_iter}"
             )
-        before = self.best_iter
-        super()._best_checking()
-        self.num_worse = self.num_worse + 1 if self.best_iter == before else 0
+
+
+def check_best_metric(best: str, known: Collection[str]) -> None:
+    """
+    Args:
+        known: what an evaluation gives.
+
+    Raises:
+        InputError: it does not give SOLVER.BEST_METRIC.
+    """
+    if best not in known:
+        metrics = sorted(each for each in known if "/AP" in each) or sorted(known)
+        raise InputError(
+            f"SOLVER.BEST_METRIC is {best!r}; the evaluation gives: {', '.join(metrics) or 'none'}"
+        )
 
 
 class Checkpoints(hooks.PeriodicCheckpointer):
@@ -160,33 +151,17 @@ class Checkpoints(hooks.PeriodicCheckpointer):
     stops at the next image; several would wait for each other, and stop after the evaluation.
     """
 
-    def __init__(
-        self, checkpointer: DetectorCheckpointer, period: int, running_state: RunningState
-    ) -> None:
-        """
-        Args:
-            checkpointer: of the evaluated model.
-            period: in iterations.
-            running_state: one of the checkpointer's.
-        """
-        super().__init__(checkpointer, period)
-        self._running_state = running_state
-        self._saved = -1  # the iteration of the newest checkpoint
-
     @contextmanager
     def stopping(self) -> Iterator[None]:
         """While this is entered, signals stop the training."""
         self._stop_request = self.trainer.step.stop_request
-        with self._stop_request:
-            handle = self.checkpointer.model.register_forward_pre_hook(self._before_forward)
-            try:
-                yield
-            finally:
-                handle.remove()
+        hook = self.checkpointer.model.register_forward_pre_hook(self._before_forward)
+        with self._stop_request, hook:  # torch's handle takes it off again
+            yield
 
     def before_train(self) -> None:
         super().before_train()
-        self._saved = self.trainer.start_iter - 1
+        self._saved = self.trainer.start_iter - 1  # the iteration of the newest checkpoint
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -194,7 +169,7 @@ class Checkpoints(hooks.PeriodicCheckpointer):
         stop = self._stop_request.in_any_process or self._alone_and_signalled()
         due = (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1
         if stop or due:
-            self._running_state.gather()
+            self.trainer.running_state.gather()
         if due:
             super().after_step()
             self._saved = iteration
@@ -228,41 +203,18 @@ class EMA(HookBase):
     def __init__(self, model: nn.Module, decay: float) -> None:
         """
         Args:
-            model: the trained one, under :class:`DistributedDataParallel` or not.
+            model: the trained one, not under :class:`DistributedDataParallel`.
             decay: weight of the old average in the new one.
 
         Attributes:
-            trained_model: the model whose weights are averaged.
+            model: the averaged one, for evaluation.
         """
-        self.trained_model = model.module if isinstance(model, DistributedDataParallel) else model
-        self._average = AveragedModel(self.trained_model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._trained = model
+        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self._average.eval().requires_grad_(False)
         # At 0 the first update would copy the weights after the first step.
         self._average.n_averaged.fill_(1)
-
-    @property
-    def model(self) -> nn.Module:
-        """The averaged model, for evaluation."""
-        return self._average.module
+        self.model = self._average.module
 
     def after_step(self) -> None:
-        self._average.update_parameters(self.trained_model)
-
-
-class PeakMemory(HookBase):
-    """Logs the peak of what this process has taken: of GPU memory, or, on the CPU, in all.
-
-    In the log at the end, not among the metrics, which a resumed run repeats to the last bit.
-    """
-
-    def __init__(self, device: str) -> None:
-        """
-        Args:
-            device: MODEL.DEVICE.
-        """
-        self._device = torch.device(device)
-
-    def after_train(self) -> None:
-        peak = peak_memory_mib(self._device)
-        if peak is not None:
-            logger.info("Peak memory: %.0f MiB", peak)
+        self._average.update_parameters(self._trained)

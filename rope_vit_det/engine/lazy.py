@@ -4,19 +4,17 @@ A LazyConfig is Python and runs when it is loaded: load only files that you trus
 """
 
 import argparse
-import copy
 import logging
 import re
 import shlex
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -30,13 +28,10 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError
 from torch import nn
-from torch.utils.data import DataLoader
 
-from ..checkpoint.checkpoint_files import last_checkpoint
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.resume import check_resume
-from ..checkpoint.running_state import RunningState
-from ..config.keys import add_rope_vit_config, check_precision, set_key
+from ..config.keys import check_precision, default_config, set_key
 from ..config.run_config import config_files, find_config_file
 from ..data.classes import dataset_classes
 from ..data.coco_file import clean_records
@@ -47,7 +42,6 @@ from ..distributed.launch import count_processes, launch, starts_the_run, wrap_m
 from ..errors import InputError
 from ..evaluation.fast import FastCOCOEvaluator, FastLVISEvaluator
 from ..models.variants import VARIANTS
-from ..solver.learning_rates import learning_rate_table
 from ..utils.memory import bound_caches
 from ..utils.seeding import Purpose, seed_all
 from ..weights.detector import LAZY_NAMES
@@ -55,10 +49,10 @@ from ..weights.load import as_birder_url
 from .divergence import replay
 from .hooks import Checkpoints, EventHistory
 from .rehearsal import MAX_IMAGES, Parts, rehearse
-from .resumable import ResumableTrainer
 from .run_folder import check_output, clear_output, describe_output, settle_seed
 from .setup import begin, check_data, check_weights
 from .train_step import TrainStep, training_precision
+from .trainer import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +119,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     register_where_named(dataset_names(cfg, "train") + dataset_names(cfg, "test"))
     evaluators = cfg.dataloader.get("evaluator")
     parts = evaluators if isinstance(evaluators, ListConfig) else [evaluators]
-    for part in (*parts, _select(cfg, "dataloader.test.dataset")):
+    for part in (*parts, cfg.dataloader.get("test")):
         target = part.get("_target_") if isinstance(part, DictConfig) else None
         target = locate(target) if isinstance(target, str) else target
         if target in _OURS:
@@ -133,13 +127,14 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def _clean_dataset_dicts(*args: Any, **kwargs: Any) -> list[dict]:
-    return clean_records(get_detection_dataset_dicts(*args, **kwargs))
+def _test_loader(*, dataset: Any, **kwargs: Any) -> ShieldedLoader:
+    records = clean_records(dataset) if isinstance(dataset, list) else dataset
+    return ShieldedLoader(build_detection_test_loader(dataset=records, **kwargs))
 
 
 # In place of Detectron2's: they digest what other people's tools write.
 _OURS = {
-    get_detection_dataset_dicts: _clean_dataset_dicts,
+    build_detection_test_loader: _test_loader,
     COCOEvaluator: FastCOCOEvaluator,
     LVISEvaluator: FastLVISEvaluator,
 }
@@ -156,7 +151,7 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
         InputError: names the key or file, and the remedy.
     """
     view = _as_yaml(cfg)
-    if resume and not eval_only and last_checkpoint(cfg.train.output_dir):
+    if resume and not eval_only:
         check_resume(cfg.train.output_dir, _settings(cfg))
     # A split whose loader is not Detectron2's is its author's to check.
     known = all(view.DATASETS[split] for split in (("TEST",) if eval_only else ("TRAIN", "TEST")))
@@ -195,31 +190,11 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     Returns:
         A trainer whose `train(trainer.start_iter, cfg.train.max_iter)` trains.
     """
-    settings = _settings(cfg)
+    settings, saving = _settings(cfg), cfg.train.checkpointer
     model = instantiate(cfg.model).to(cfg.train.device)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    logger.info(
-        "Learning rates, before warm-up and schedule:\n%s", learning_rate_table(model, optimizer)
-    )
-    running_state = RunningState(model)
-    model = wrap_model(model, **cfg.train.ddp)
-    seed = settle_seed(cfg.train.get("seed", -1))
-    trainer = LazyTrainer(
-        model, _train_loader(cfg, seed), optimizer, seed=seed, precision=_precision(cfg)
-    )
-    trainer.running_state = running_state
-    saving = cfg.train.checkpointer
-    names = dataset_names(cfg, "train")
-    trainer.checkpointer = checkpointer = DetectorCheckpointer(
-        model,
-        cfg.train.output_dir,
-        classes=dataset_classes(names[0]) if names else None,
-        settings=settings,
-        keep=saving.get("max_to_keep", 0),
-        running_state=running_state,
-        trainer=weakref.proxy(trainer),
-    )
+    trainer = _build_step(cfg, model, settle_seed(cfg.train.get("seed", -1)))
+    keep, names = saving.get("max_to_keep", 0), dataset_names(cfg, "train")
+    trainer.prepare(model, cfg.train.output_dir, names, settings=settings, keep=keep)
     writers = []
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
@@ -228,15 +203,23 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
             EventHistory(writers),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            Checkpoints(checkpointer, saving.period, running_state),
-            hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)),
+            Checkpoints(trainer.checkpointer, saving.period),
+            hooks.EvalHook(cfg.train.eval_period, partial(_test, cfg, trainer.model)),
             hooks.PeriodicWriter(writers, cfg.train.log_period),
         ]
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    resumed = resume and checkpointer.has_checkpoint()
+    trainer.checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    resumed = resume and trainer.checkpointer.has_checkpoint()
     trainer.start_iter = trainer.iter + 1 if resumed else 0
     return trainer
+
+
+def _build_step(cfg: DictConfig, model: nn.Module, seed: int) -> LazyTrainer:
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    model = wrap_model(model, **cfg.train.ddp)
+    loader = _train_loader(cfg, seed)
+    return LazyTrainer(model, loader, optimizer, seed=seed, precision=_precision(cfg))
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> None:
@@ -260,10 +243,8 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
-    loader = instantiate(cfg.dataloader.test)
-    if isinstance(loader, DataLoader):
-        loader = ShieldedLoader(loader)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -275,10 +256,11 @@ def _run_in_process(args: argparse.Namespace) -> None:
     cfg = load_lazy_config(args)
     output = None if args.eval_only else cfg.train.output_dir
     cfg.train.seed = settle_seed(cfg.train.get("seed", -1), output, resume=args.resume)
-    visible = copy.deepcopy(cfg)
+    folder = cfg.train.output_dir
     if not comm.is_main_process():
-        visible.train.output_dir = None  # keeps Detectron2 from a log file for each process
-    begin(visible, args, cfg.train.output_dir, cfg.train.seed)
+        cfg.train.output_dir = None  # keeps Detectron2 from a log file for each process
+    begin(cfg, args, folder, cfg.train.seed)
+    cfg.train.output_dir = folder
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
     if comm.is_main_process():
         logger.info(describe_output(cfg.train.output_dir))
@@ -313,11 +295,8 @@ def _parts(args: argparse.Namespace, folder: str) -> Parts:
         cfg.dataloader.train.total_batch_size = min(MAX_IMAGES, max(1, images))
 
     def train_step(model: nn.Module) -> LazyTrainer:
-        cfg.optimizer.params.model = model
-        optimizer = instantiate(cfg.optimizer)
         instantiate(cfg.lr_multiplier)
-        loader = _train_loader(cfg, max(0, cfg.train.get("seed", -1)))
-        return LazyTrainer(model, loader, optimizer, seed=0, precision=_precision(cfg))
+        return _build_step(cfg, model, max(0, cfg.train.get("seed", -1)))
 
     def test_set() -> tuple[Iterable[list[dict]], DatasetEvaluator]:
         return instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
@@ -337,8 +316,7 @@ def _as_overrides(settings: Mapping[str, Any]) -> str:
 
 def _as_yaml(cfg: DictConfig) -> CfgNode:
     """What a yaml config of the same run would say, as far as the checks read it."""
-    view = get_cfg()
-    add_rope_vit_config(view)
+    view = default_config()
     # Other models than Detectron2's may have them elsewhere.
     view.INPUT.FORMAT = view.MODEL.PIXEL_MEAN = view.MODEL.PIXEL_STD = None
     view.MODEL.META_ARCHITECTURE = "unknown"

@@ -25,7 +25,7 @@ from typing import Any
 import detectron2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
@@ -33,7 +33,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..config.keys import add_rope_vit_config, with_settings
+from ..config.keys import default_config, with_settings
 from ..config.rules import leaves
 from ..config.run_config import PACKAGE
 from ..data.validation.check import FAULTS_FILE
@@ -43,6 +43,7 @@ from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
 from ..evaluation.slicing import in_slices
 from ..utils.own_process import in_own_process
+from .hooks import check_best_metric
 from .run_folder import TRACEBACK_FILE
 from .train_step import TrainStep, build_train_step, total_loss
 
@@ -117,9 +118,7 @@ def rehearse_config(cfg: CfgNode, args: argparse.Namespace, trainer: type[Defaul
 def _parts(
     cfg: CfgNode, args: argparse.Namespace, trainer: type[DefaultTrainer], folder: str
 ) -> Parts:
-    defaults = get_cfg()
-    add_rope_vit_config(defaults)
-    usual = dict(leaves(defaults))
+    usual = dict(leaves(default_config()))
     values = {v: k for k, v in leaves(cfg) if isinstance(v, str) and v and v != usual.get(k)}
     micro_batches = count_processes(args) * max(1, cfg.SOLVER.ACCUMULATE)
     parallel = cfg.SOLVER.REFERENCE_WORLD_SIZE or micro_batches
@@ -167,22 +166,21 @@ def _rehearse(build: Callable[[str], Parts], output: str) -> None:
         if parts.train_step:
             with named("building optimizer, schedule and training data"):
                 step = parts.train_step(model)
-        tests = {}
-        for name, build_test in parts.test_sets.items():
-            with named(f"building the evaluation of dataset {name!r}"):
-                tests[name] = build_test()
-        if parts.train_step:
             with named("the first training batch"):
                 _train(step)
         found = []
-        for name, (loader, evaluator) in tests.items():
+        for name, build_test in parts.test_sets.items():
+            with named(f"building the evaluation of dataset {name!r}"):
+                loader, evaluator = build_test()
             with named(f"inference on an image of dataset {name!r}"):
                 image = _infer(parts.as_tested(model), loader)
             with named(f"scoring the ground truth of dataset {name!r} against itself"):
-                metrics = _score(name, evaluator, image, parts, Path(output, FAULTS_FILE), lines)
-            prefix = f"{name}/" if len(tests) > 1 else ""
+                metrics, notes = _score(name, evaluator, image, parts, Path(output, FAULTS_FILE))
+            lines += notes
+            prefix = f"{name}/" if len(parts.test_sets) > 1 else ""
             found.append({prefix + metric for metric in metrics})
-        _check_best_metric(parts.best_metric, found)
+        if parts.best_metric and all(found):
+            check_best_metric(parts.best_metric, set().union(*found))
     for line in lines:
         print(line, flush=True)
 
@@ -205,27 +203,17 @@ def _infer(model: nn.Module, loader: Iterable[list[dict]]) -> tuple[list[dict], 
 
 
 def _score(
-    name: str,
-    evaluator: DatasetEvaluator,
-    image: tuple[list[dict], list[dict]],
-    parts: Parts,
-    faults: Path,
-    lines: list[str],
-) -> set[str]:
-    """The metrics that a run will have of a dataset; none where that is not known.
+    name: str, evaluator: DatasetEvaluator, image: tuple[list, list], parts: Parts, faults: Path
+) -> tuple[set[str], list[str]]:
+    """The metrics that a run will have of a dataset, none where that is not known; lines to print.
 
     Args:
         image: inputs and outputs of the model.
         faults: the file to which the objects go that the evaluator does not find.
-        lines: gets the lines to print.
     """
-    score = score_ground_truth(
-        name,
-        evaluator,
-        detections_per_image=parts.detections_per_image,
-        fields=_fields(image[1][0]),
-    )
-    results, lines[len(lines) :] = score.results, score.notes
+    limit, fields = parts.detections_per_image, _fields(image[1][0])
+    score = score_ground_truth(name, evaluator, detections_per_image=limit, fields=fields)
+    results, lines = score.results, [*score.notes]
     if not score.known:
         try:
             evaluator.reset()
@@ -240,7 +228,7 @@ def _score(
             file.writelines(f"{line}\n" for line in (head, *("    " + m for m in score.missed)))
         some = "; ".join(score.missed[:_EXAMPLES])
         lines.append(f"warning: {head}: {len(score.missed)} ({some}), listed in {faults}")
-    return set(flatten_results_dict(results or {}))
+    return set(flatten_results_dict(results or {})), lines
 
 
 def _fields(output: Mapping[str, Any]) -> Collection[str] | None:
@@ -248,15 +236,6 @@ def _fields(output: Mapping[str, Any]) -> Collection[str] | None:
     if "instances" in output:
         return output["instances"].get_fields()
     return () if "proposals" in output else None
-
-
-def _check_best_metric(best: str, found: list[set[str]]) -> None:
-    known = set().union(*found)
-    if best and all(found) and best not in known:
-        metrics = sorted(each for each in known if "/AP" in each) or sorted(known)
-        raise InputError(
-            f"SOLVER.BEST_METRIC is {best!r}; the evaluation gives: {', '.join(metrics) or 'none'}"
-        )
 
 
 @contextlib.contextmanager

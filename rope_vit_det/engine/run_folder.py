@@ -177,7 +177,8 @@ def settle_seed(seed: int, output: str | None = None, *, resume: bool = False) -
         resume: go on with the seed that `output` holds.
     """
     if comm.is_main_process():
-        known = _read(output) if resume and output else None
+        file = Path(output or "", SEED_FILE)
+        known = int(file.read_text()) if resume and output and file.is_file() else None
         if seed < 0:
             seed = secrets.randbelow(2**31) if known is None else known
         elif known is not None and known != seed:
@@ -185,11 +186,6 @@ def settle_seed(seed: int, output: str | None = None, *, resume: bool = False) -
                 "The run in %s had SEED %d; with %d it goes on as another one", output, known, seed
             )
         if output:
-            with new_file(Path(output, SEED_FILE), force=True) as temporary:
+            with new_file(file, force=True) as temporary:
                 temporary.write_text(f"{seed}\n")
     return comm.all_gather(seed)[0]
-
-
-def _read(output: str) -> int | None:
-    path = Path(output, SEED_FILE)
-    return int(path.read_text()) if path.is_file() else None

@@ -94,7 +94,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     """
     check_settings(cfg, eval_only=eval_only)
     check_weights(cfg, eval_only=eval_only, resume=resume)
-    if resume and not eval_only and last_checkpoint(cfg.OUTPUT_DIR):
+    if resume and not eval_only:
         check_resume(cfg.OUTPUT_DIR, dict(leaves(cfg)))
     check_data(cfg, eval_only=eval_only, resume=resume)
 
@@ -163,10 +163,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """
     bound_caches()
     register_own_data(cfg)
-    if args.eval_only:
-        seed = settle_seed(cfg.SEED)
-    else:
-        seed = settle_seed(cfg.SEED, cfg.OUTPUT_DIR, resume=args.resume)
+    written = None if args.eval_only else cfg.OUTPUT_DIR
+    seed = settle_seed(cfg.SEED, written, resume=args.resume)
     cfg = with_settings(cfg, {"SEED": seed})
     # None keeps Detectron2 from a log file for each process.
     visible = cfg if comm.is_main_process() else with_settings(cfg, {"OUTPUT_DIR": None})

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import operator
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -246,7 +245,7 @@ def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
     """
     if not losses:
         raise InputError("the model returns no losses to train on")
-    return functools.reduce(operator.add, losses.values())
+    return functools.reduce(torch.add, losses.values())
 
 
 def _values(done: list[MicroBatch]) -> list[dict[str, float]]:

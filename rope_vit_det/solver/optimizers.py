@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import reduce_param_groups
 from fvcore.common.registry import Registry
+from tabulate import tabulate
 from torch import nn
 
 from ..config.keys import check_optimizer_config, warn_of_high_rate
@@ -69,21 +70,53 @@ def parameter_groups(
         layer_decay: see :func:`layer_decay_factor`.
     """
     net = network_of(model)
-    if net is not None:
-        num_layers = len(net.encoder.block)
-    else:
-        num_layers, layer_decay = 0, 1.0
+    num_layers = 0 if net is None else len(net.encoder.block)
+    decay = 1.0 if net is None else layer_decay
     return reduce_param_groups(
         [
             {
                 "params": [parameter],
-                "lr": base_lr * layer_decay_factor(name, layer_decay, num_layers),
+                "lr": base_lr * layer_decay_factor(name, decay, num_layers),
                 "weight_decay": weight_decay if has_weight_decay(name, parameter) else 0.0,
             }
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
     )
+
+
+def layer_of(name: str, *, has_rope_vit: bool) -> str:
+    """The row of a parameter: a block or the stem of the network, or a part of the detector.
+
+    Args:
+        has_rope_vit: whether that is what the detector has as `backbone.net`.
+    """
+    if has_rope_vit and (block := BLOCK.match(name)):
+        return block[0].removesuffix(".")
+    if has_rope_vit and name.startswith("backbone.net."):
+        return "backbone.net (stem, tokens, positions)"
+    parts = name.split(".")[:-1]
+    return ".".join(parts[:2] if parts[0] == "roi_heads" else parts[:1])
+
+
+def learning_rate_table(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Layer, learning rate, weight decay and number of weights, frozen ones marked as such.
+
+    Args:
+        model: the detector, not under :class:`DistributedDataParallel`.
+        optimizer: of its parameters, before a schedule has changed its rates.
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    rows: dict[tuple, int] = {}
+    has_rope_vit = network_of(model) is not None
+    for name, parameter in model.named_parameters():
+        group = groups.get(id(parameter))
+        rates = (f"{group['lr']:.3g}", group["weight_decay"]) if group else ("frozen", "")
+        row = (layer_of(name, has_rope_vit=has_rope_vit), *rates)
+        rows[row] = rows.get(row, 0) + parameter.numel()
+    table = [[*row, f"{count:,}"] for row, count in rows.items()]
+    headers = ["layer", "learning rate", "weight decay", "weights"]
+    return tabulate(table, headers, disable_numparse=True, colalign=("left",) + ("right",) * 3)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -6,13 +6,15 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import BinaryIO, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, BinaryIO, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
 
@@ -83,18 +85,14 @@ def describe_read_error(path: str, error: Exception) -> str:
 
 
 def _images(given: str) -> Iterator[str]:
-    if os.path.isdir(given):
-        yield from _in_folder(given)
-    elif os.path.lexists(given):
-        yield given
-    elif glob.has_magic(given):
-        for match in sorted(glob.glob(given, recursive=True)):
-            if os.path.isdir(match):
-                yield from _in_folder(match)
-            elif _is_image(match):
-                yield match
-    else:
+    is_there = os.path.lexists(given)
+    if not is_there and not glob.has_magic(given):
         raise InputError(f"{given}: no such file or folder")
+    for match in [given] if is_there else sorted(glob.glob(given, recursive=True)):
+        if os.path.isdir(match):
+            yield from _in_folder(match)
+        elif is_there or _is_image(match):
+            yield match
 
 
 def _in_folder(folder: str) -> Iterator[str]:
@@ -119,21 +117,14 @@ _JPEGS: dict[str, bytes | None] = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 _ENDS = _JPEGS | {"PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 _STRIP = 2**24  # pixels that PIL hands over at a time
 _THREADS = 16  # most of the time they wait for the disk
-_DELAY = 3  # seconds without a progress bar
+_BAR: dict[str, Any] = {"unit": " files", "delay": 3, "leave": False}  # a bar after 3 seconds
 
 _R = TypeVar("_R")
 
 
-@contextmanager
-def any_number_of_pixels(really: bool) -> Iterator[None]:
+def any_number_of_pixels(really: bool) -> AbstractContextManager:
     """Without Pillow's limit, for whoever cuts a large image into pieces; puts it back."""
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        if really:
-            Image.MAX_IMAGE_PIXELS = None
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    return patch.object(Image, "MAX_IMAGE_PIXELS", None) if really else nullcontext()
 
 
 def to_rgb(image: Image.Image, *, turned: bool) -> Image.Image:
@@ -216,25 +207,19 @@ def image_size(
             end = (_ENDS if ends else _JPEGS).get(image.format or "", b"" if ends else None)
             if decode or end is None or not _ends_with(file, end):
                 image.load()
-    except UnidentifiedImageError:
-        raise InputError("no image") from None
     except Exception as error:
         raise InputError(describe_read_error(str(path), error)) from None
     return width, height
 
 
-def for_each_file(function: Callable[[_T], _R], items: Sequence[_T], what: str) -> Iterator[_R]:
+def for_each_file(function: Callable[[_T], _R], items: Sequence[_T], what: str) -> list[_R]:
     """The results of a function that waits for the disk, in order, under a progress bar.
 
     Args:
         what: is being done, for the bar.
     """
-    bar = tqdm(total=len(items), desc=what, unit=" files", delay=_DELAY, leave=False)
-    with bar, warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore")  # of Pillow's about big images and odd metadata
-        for result in pool.map(function, items):
-            bar.update()
-            yield result
+    with warnings.catch_warnings(action="ignore"):  # Pillow's about big images and odd metadata
+        return thread_map(function, items, tqdm_class=tqdm, max_workers=_THREADS, desc=what, **_BAR)
 
 
 def _ends_with(file: BinaryIO, end: bytes) -> bool:

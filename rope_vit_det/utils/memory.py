@@ -8,21 +8,12 @@ import torch
 _STATUS = Path("/proc/self/status")
 
 
-def resident_mib() -> float:
-    """Resident memory of this process, in MiB (Linux)."""
-    return _status_kib("VmRSS") / 2**10
-
-
 def process_peak_mib() -> float:
     """Peak memory of this process so far, all that it holds included, in MiB (Linux)."""
-    return _status_kib("VmHWM") / 2**10
-
-
-def _status_kib(field: str) -> int:
     for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise OSError(f"{_STATUS} has no {field}")
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
+    raise OSError(f"{_STATUS} has no VmHWM")
 
 
 # oneDNN keeps compiled primitives, as many as the first of these says. PyTorch's binding to it,

@@ -4,7 +4,6 @@ import gc
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext, SpawnContext
 from typing import Any
 
 import torch
@@ -26,10 +25,9 @@ def in_own_process(work: Callable[[], Any], name: str, device: str = "cpu") -> A
         InputError: it did.
         RunError: it did, or the process died.
     """
-    context: ForkContext | SpawnContext
-    for context in (multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")):
+    for method in ("fork", "spawn"):
+        context: Any = multiprocessing.get_context(method)
         receiver, sender = context.Pipe(duplex=False)
-        method = context.get_start_method()
         process = context.Process(target=_answer, args=(sender, work, device, method), daemon=True)
         process.start()
         sender.close()

@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from stand_in import cut_down
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.config.yaml_files import merge_from_yaml
+from rope_vit_det.config.run_config import merge_from_yaml
 from rope_vit_det.engine.setup import check_settings, load_config
 from rope_vit_det.errors import InputError
 from rope_vit_det.pyramids import uses_all_parameters

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.config.yaml_files import merge_from_yaml
+from rope_vit_det.config.run_config import merge_from_yaml
 
 from .case import HANDLED, OWN, REFUSED, Case, World
 from .configs import TRACE

@@ -4,8 +4,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from rope_vit_det.solver.learning_rates import learning_rate_table
-from rope_vit_det.solver.optimizers import build_optimizer
+from rope_vit_det.solver.optimizers import build_optimizer, learning_rate_table
 
 
 def test_every_weight_is_in_a_row_with_its_rate(detector_cfg):

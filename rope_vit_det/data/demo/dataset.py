@@ -3,14 +3,17 @@
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
+from faster_coco_eval.mask_api_new_cpp import toUncompressedRLE
 
 from ...errors import InputError
 from ...utils.atomic_files import new_folder
@@ -43,7 +46,7 @@ class _Object:
 class _Scene:
     image: np.ndarray
     objects: list[_Object] = field(default_factory=list)
-    crowd: tuple[str, np.ndarray] | None = None  # category, (H, W) bool
+    crowd: _Object | None = None
 
 
 def generate_demo_dataset(root: str | os.PathLike) -> None:
@@ -100,12 +103,10 @@ def register_where_named(names: Iterable[str]) -> None:
 
 def _read_annotations(root: Path, split: str) -> dict:
     path = root / "annotations" / f"instances_{split}.json"
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         coco = json.loads(path.read_text())
         if coco["info"]["version"] == _VERSION:
             return coco
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     raise InputError(
         f"{root} exists, but {path} is not this version's demo dataset; delete the folder or name "
         "another one"
@@ -135,8 +136,9 @@ def _write_split(root: Path, split: str, number: int, count: int) -> None:
         name = f"{i:06d}.jpg"
         cv2.imwrite(str(root / split / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
         images.append({"id": i + 1, "file_name": name, "height": height, "width": width})
-        for annotation in _annotate(scene):
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **annotation})
+        for each in filter(None, (*scene.objects, scene.crowd)):
+            numbers = {"id": len(annotations) + 1, "image_id": i + 1}
+            annotations.append(numbers | _annotate(each, each is scene.crowd))
     coco = {
         "info": {"description": "rope-vit-det demo, generated", "version": _VERSION},
         "images": images,
@@ -168,7 +170,7 @@ def _add_object(rng: np.random.Generator, scene: _Scene) -> None:
         alpha = coverage(corners, height, width)
         mask = alpha > 0.5
         visible = [other.visible & ~mask for other in scene.objects]
-        crowded = scene.crowd is not None and (scene.crowd[1] & mask).any()
+        crowded = scene.crowd is not None and (scene.crowd.whole & mask).any()
         if crowded or not all(
             part.sum() >= _MIN_VISIBLE * other.whole.sum() and _has_no_hole(part)
             for part, other in zip(visible, scene.objects, strict=True)
@@ -206,28 +208,17 @@ def _add_crowd(rng: np.random.Generator, scene: _Scene) -> None:
         alpha = coverage(corners, height, width)
         paint(rng, scene.image, category, centre, matrix, alpha)
         union |= alpha > 0.5
-    scene.crowd = (category, union)
+    scene.crowd = _Object(category, union, union)
 
 
-def _annotate(scene: _Scene) -> list[dict]:
-    annotations = [
-        _annotation(each.category, each.visible, _polygons(each.visible), each.occluded)
-        for each in scene.objects
-    ]
-    if scene.crowd is not None:
-        crowd = _annotation(*scene.crowd, _uncompressed_rle(scene.crowd[1]), 0.0)
-        annotations.append(crowd | {"iscrowd": 1})
-    return annotations
-
-
-def _annotation(category: str, mask: np.ndarray, segmentation: Any, occluded: float) -> dict:
+def _annotate(each: _Object, is_crowd: bool) -> dict:
     return {
-        "category_id": CATEGORIES.index(category) + 1,
-        "iscrowd": 0,
-        "segmentation": segmentation,
-        "area": int(mask.sum()),
-        "bbox": _box(mask),
-        "occluded": round(float(occluded), 3),
+        "category_id": CATEGORIES.index(each.category) + 1,
+        "iscrowd": int(is_crowd),
+        "segmentation": (_runs if is_crowd else _polygons)(each.visible),
+        "area": int(each.visible.sum()),
+        "bbox": _box(each.visible),
+        "occluded": round(float(each.occluded), 3),
     }
 
 
@@ -258,9 +249,7 @@ def _box(mask: np.ndarray) -> list[int]:
     return list(cv2.boundingRect(mask.astype(np.uint8)))
 
 
-def _uncompressed_rle(mask: np.ndarray) -> dict:
+def _runs(mask: np.ndarray) -> dict[str, Any]:
     """COCO's form of crowd annotations: lengths of runs down the columns, zeros first."""
-    pixels = np.concatenate(([0], mask.ravel(order="F").astype(np.int8), [0]))
-    ends = np.flatnonzero(np.diff(pixels))
-    counts = np.diff(np.concatenate(([0], ends, [mask.size])))
-    return {"size": list(mask.shape), "counts": [int(count) for count in counts]}
+    (rle,) = toUncompressedRLE([mask_util.encode(np.asfortranarray(mask, np.uint8))])
+    return {"size": rle["size"], "counts": rle["counts"]}

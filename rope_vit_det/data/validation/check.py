@@ -14,9 +14,8 @@ from ..classes import num_classes, registered
 from ..coco_file import read_coco
 from ..demo.dataset import is_demo_dataset
 from ..own import own_datasets
-from .dicts import inspect_dicts
 from .faults import Inspection, Use
-from .inspection import inspect_coco
+from .inspection import inspect_coco, inspect_dicts
 
 # Whose evaluators take a detector's classes for their dataset's; a user's own may map them.
 _BY_CLASS = ("coco", "lvis", "pascal_voc", "cityscapes_instance", "coco_panoptic_seg")
@@ -60,15 +59,18 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
             json_file = metadata.get("json_file", "")
             is_test = key == "TEST"
             kind = metadata.get("evaluator_type", None)
-            is_coco = kind == "coco" and metadata.get("image_root", None) is not None
+            is_coco = kind == "coco" and json_file and metadata.get("image_root", None) is not None
+            if is_coco and "://" in json_file:
+                continue
             with any_number_of_pixels(is_test and cfg.TEST.SLICE.ENABLED):
-                if is_coco and json_file:
-                    if "://" not in json_file:
-                        classes[name] = _check_coco(cfg, name, metadata, faults_file, is_test)
-                    continue
-                names = _check_dicts(cfg, name, metadata, faults_file, is_test)
-            if names is not None and (kind in _BY_CLASS or not is_test):
-                classes[name] = names
+                inspect = _inspect_coco if is_coco else _inspect_dicts
+                inspection = inspect(cfg, name, metadata, is_test)
+            _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
+            names = inspection.classes
+            if names is not None:
+                check_count(cfg, inspection.source, len(names))
+                if kind in _BY_CLASS or not is_test:
+                    classes[name] = [*map(str, names)]
     first = next(iter(classes), "")
     for name, names in classes.items():
         check_same_classes(names, f"dataset {name!r}", classes[first], f"dataset {first!r}")
@@ -110,24 +112,16 @@ def _find(name: str, *, key: str) -> Metadata:
     return metadata
 
 
-def _check_coco(
-    cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
-) -> list[str]:
+def _inspect_coco(cfg: CfgNode, name: str, metadata: Metadata, is_test: bool) -> Inspection:
     path = metadata.json_file
     coco = read_coco(path, needed=("images", "categories") + (() if is_test else ("annotations",)))
-    inspection = inspect_coco(coco, path, metadata.image_root, _use(cfg, is_test))
-    _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
-    check_count(cfg, path, len(coco["categories"]))
-    return [each["name"] for each in sorted(coco["categories"], key=lambda each: each["id"])]
+    return inspect_coco(coco, path, metadata.image_root, _use(cfg, metadata, is_test))
 
 
-def _check_dicts(
-    cfg: CfgNode, name: str, metadata: Metadata, faults_file: Path, is_test: bool
-) -> list[str] | None:
-    """Looks at what a function returns; the class names, where it has objects."""
+def _inspect_dicts(cfg: CfgNode, name: str, metadata: Metadata, is_test: bool) -> Inspection:
+    """Looks at what a function returns; of classes it tells where it has objects."""
     try:
-        records = DatasetCatalog.get(name)
-        records = list(records)
+        records = list(DatasetCatalog.get(name))
     except Exception as error:  # of whoever registered it
         reason = " ".join(str(error).split())
         raise InputError(
@@ -135,30 +129,17 @@ def _check_dicts(
         ) from None
     if not records:
         raise InputError(f"dataset {name!r} is empty: its function returns no dicts")
-    wanted = num_classes(cfg)
-    for_coco = is_test and metadata.get("evaluator_type", None) == "coco"
+    use = _use(cfg, metadata, is_test)
     has_objects = any(isinstance(r, Mapping) and r.get("annotations") for r in records)
     classes = metadata.get("thing_classes", None)
     if not isinstance(classes, Sequence) or isinstance(classes, str):
-        if has_objects and (wanted is not None or for_coco):
+        if has_objects and (use.for_coco or num_classes(cfg) is not None):
             raise InputError(
                 f"dataset {name!r} has thing_classes {classes!r}: give the names of its classes, "
                 f"MetadataCatalog.get({name!r}).thing_classes = [...], in the order of category_id"
             )
         classes = None
-    inspection = inspect_dicts(
-        records,
-        name,
-        classes if has_objects else None,
-        _use(cfg, is_test),
-        for_coco=for_coco,
-        needs_objects=wanted is not None and not is_test,
-    )
-    _report(cfg, inspection, faults_file, print_all=False)
-    if not has_objects or classes is None:
-        return None
-    check_count(cfg, f"dataset {name!r}", len(classes))
-    return [str(each) for each in classes]
+    return inspect_dicts(records, name, classes if has_objects else None, use)
 
 
 def check_count(cfg: CfgNode, source: str, count: int) -> None:
@@ -176,7 +157,7 @@ def check_count(cfg: CfgNode, source: str, count: int) -> None:
         )
 
 
-def _use(cfg: CfgNode, is_test: bool) -> Use:
+def _use(cfg: CfgNode, metadata: Metadata, is_test: bool) -> Use:
     model, size, lsj = cfg.MODEL, cfg.INPUT, cfg.INPUT.LSJ
     mask_format = num_keypoints = max_aspect = None
     if model.MASK_ON and model.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN"):
@@ -189,7 +170,9 @@ def _use(cfg: CfgNode, is_test: bool) -> Use:
         max_aspect = 2 * lsj.IMAGE_SIZE * lsj.MIN_SCALE
     elif size[f"MIN_SIZE_{kind}"] not in (0, (0,)):
         max_aspect = 2 * size[f"MAX_SIZE_{kind}"]
-    return Use(mask_format, num_keypoints, max_aspect, is_test)
+    for_coco = is_test and metadata.get("evaluator_type", None) == "coco"
+    needs_objects = not is_test and num_classes(cfg) is not None
+    return Use(mask_format, num_keypoints, max_aspect, is_test, for_coco, needs_objects)
 
 
 def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
@@ -199,9 +182,7 @@ def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_al
     if inspection.faults:
         faults_file.parent.mkdir(parents=True, exist_ok=True)
         with faults_file.open("a", encoding="utf-8") as file:
-            print(inspection.describe(), file=file)
-            for fault in inspection.faults:
-                print(f"    {fault}", file=file)
+            print(inspection.describe(), *inspection.faults, sep="\n    ", file=file)
     if inspection.fatal:
         reasons = "; ".join(inspection.describe_faults(inspection.fatal))
         raise InputError(

@@ -1,7 +1,7 @@
 """What can be wrong with a dataset, and how it is reported."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -50,12 +50,16 @@ class Use(NamedTuple):
         num_keypoints: of an object, where keypoints are learned.
         max_aspect: the longer side over the shorter one from which on nothing is left of an image.
         is_test: nothing is learned from it.
+        for_coco: dicts are evaluated by COCO's rules, which find images by their ids and sizes.
+        needs_objects: a detector is to learn from dicts.
     """
 
     mask_format: str | None = None
     num_keypoints: int | None = None
     max_aspect: float | None = None
     is_test: bool = False
+    for_coco: bool = False
+    needs_objects: bool = False
 
 
 ANY_USE = Use()
@@ -94,6 +98,7 @@ class Inspection:
 
     Attributes:
         source: the JSON file, or the dataset's name.
+        classes: the names of the categories, in the order of their ids; None: it says none.
         holder: what the entries lie in, for the messages.
     """
 
@@ -101,7 +106,7 @@ class Inspection:
     images: int
     unannotated: int
     objects: int
-    categories: int
+    classes: Sequence[str] | None
     faults: list[Fault]
     holder: str = "the JSON"
 
@@ -121,7 +126,7 @@ class Inspection:
         """A line on what is there, and one for each kind of fault, with examples."""
         lines = [
             f"{self.source}: {self.images} images ({self.unannotated} without annotations), "
-            f"{self.objects} annotations, {self.categories} categories"
+            f"{self.objects} annotations, {len(self.classes or ())} categories"
         ]
         return "\n  ".join(lines + list(self.describe_faults(self.faults)))
 

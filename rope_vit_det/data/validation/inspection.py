@@ -2,18 +2,25 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from detectron2.structures import BoxMode
+from faster_coco_eval.mask_api_new_cpp import toUncompressedRLE
 
 from ...errors import InputError
 from ...utils.arguments import is_id, is_number, is_positive
 from ...utils.image_files import for_each_file, image_size
 from ..coco_file import is_polygon
+from ..rle_masks import as_rle
 from .faults import ANY_USE, UNUSED, Fault, Inspection, Use
 
 # Pixels by which annotation tools round a box beyond the image.
 _TOLERANCE = 1.0
+_PLACE = "dict {} of the list"
+_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)
 
 
 def inspect_coco(
@@ -29,77 +36,101 @@ def inspect_coco(
             is any where it is None.
         use: of the dataset.
     """
-    images, faults = inspect_images(coco["images"])
+    images, faults = _inspect_images(coco["images"])
     categories = _inspect_categories(coco["categories"], faults)
     if image_root is not None and "://" not in str(image_root):
-        faults += inspect_files(list(images.values()), image_root, use.max_aspect)
+        faults += _inspect_files(list(images.values()), image_root, use)
     annotations = coco.get("annotations")
     if annotations is not None:
-        faults += inspect_annotations(annotations, images, categories, use)
-    return summed_up(str(json_file), coco["images"], images, annotations, categories, faults)
+        faults += _inspect_annotations(annotations, images, categories, use)
+    counts = _count_entries(coco["images"], images, annotations or ())
+    classes = [name for _, name in sorted(categories.items())]
+    return Inspection(str(json_file), *counts, classes, faults)
 
 
-def summed_up(
-    source: str,
-    entries: Sequence[Any],
-    images: Mapping[int, dict],
-    annotations: Sequence[Any] | None,
-    categories: Sequence[Any] | Mapping[int, str],
-    faults: list[Fault],
+def inspect_dicts(
+    records: Sequence[Any], name: str, classes: Sequence[str] | None, use: Use = ANY_USE
 ) -> Inspection:
-    """The inspection with its counts.
+    """Looks at every dict of a dataset, its image file and its annotations.
+
+    Messages number annotations through the dataset, from 1, as Detectron2 does where it makes a
+    COCO file of it.
+
+    Args:
+        records: in Detectron2's format; left as they are.
+        name: of the dataset.
+        classes: its thing_classes; None: any category will do.
+        use: of the dataset.
+    """
+    dicts = [record for record in records if isinstance(record, Mapping)]
+    ids = [_plain(record.get("image_id")) for record in dicts]
+    by_id = use.for_coco or (all(map(is_id, ids)) and len({*ids}) == len(ids))
+
+    def read(numbered: tuple[int, Any]) -> Any:
+        return _image(*numbered, by_id, use.for_coco)
+
+    entries = for_each_file(read, [*enumerate(records)], "Reading sizes")
+    images, faults = _inspect_images(entries, _PLACE, "image_id")
+    faults += _inspect_files([e for e in images.values() if e["is_file"]], "", use)
+    annotations: list[Any] = []
+    if any("annotations" in record for record in dicts):
+        found: list[Any] = []
+        good = {id(entry) for entry in images.values()}
+        for record, entry in zip(records, entries, strict=True):
+            if id(entry) in good:
+                found += _annotations(record, entry, len(found), use.is_test)
+        annotations = [each for each in found if not isinstance(each, Fault)]
+        faults += [each for each in found if isinstance(each, Fault)]
+        used = {c for c in (each.get("category_id") for each in annotations) if is_id(c)}
+        known = enumerate(classes) if classes is not None else ((c, "") for c in used)
+        faults += _inspect_annotations(annotations, images, dict(known), use)
+    elif use.needs_objects:
+        faults.append(Fault("no annotations", "'annotations'"))
+    counts = _count_entries(records, images, annotations)
+    return Inspection(f"dataset {name!r}", *counts, classes, faults, holder="the dataset")
+
+
+def _count_entries(
+    entries: Sequence[Any], images: Mapping[int, dict], annotations: Sequence[Any]
+) -> tuple[int, int, int]:
+    """How many images there are, how many of them without annotations, and how many of these.
 
     Args:
         entries: of images, the faulty ones too.
         images: the good ones.
     """
-    annotated = {str(a.get("image_id")) for a in annotations or () if isinstance(a, dict)}
-    return Inspection(
-        source=source,
-        images=len(entries),
-        unannotated=sum(str(image_id) not in annotated for image_id in images),
-        objects=len(annotations or ()),
-        categories=len(categories),
-        faults=faults,
-    )
+    annotated = {str(a.get("image_id")) for a in annotations if isinstance(a, dict)}
+    unannotated = sum(str(image_id) not in annotated for image_id in images)
+    return len(entries), unannotated, len(annotations)
 
 
-def inspect_files(
-    images: Sequence[dict], root: str | PathLike, max_aspect: float | None = None
-) -> list[Fault]:
+def _inspect_files(images: Sequence[dict], root: str | PathLike, use: Use) -> list[Fault]:
     """The faults of image files: missing, unreadable, of another size, too thin.
 
     Args:
         images: with "id", "file_name" and, where they are known, "width" and "height".
         root: the folder that file names start from.
-        max_aspect: see :class:`Use`.
     """
     root = Path(root)
     # One listing instead of 118,000 questions to a network disk.
     present = {e.name for e in os.scandir(root) if e.is_file()} if str(root) != "." else set()
 
     def inspect(image: dict) -> Fault | None:
-        return _inspect_file(image, root, present, max_aspect)
+        name, where = image["file_name"], where_is(image)
+        try:
+            if name not in present and not (root / name).is_file():
+                return Fault("no image", where)
+            width, height = image_size(root / name)
+        except (InputError, ValueError) as error:  # of what can be no file name
+            return Fault("unreadable image", where, str(error))
+        said = (image.get("width", width), image.get("height", height))
+        if (width, height) != said:
+            return Fault("other size", where, f"{width}x{height}, not {said[0]}x{said[1]}")
+        if use.max_aspect and max(width, height) >= use.max_aspect * min(width, height):
+            return Fault("too thin", where, f"{width}x{height}")
+        return None
 
     return [fault for fault in for_each_file(inspect, images, f"Looking at {root}") if fault]
-
-
-def _inspect_file(
-    image: dict, root: Path, present: set[str], max_aspect: float | None
-) -> Fault | None:
-    name = image["file_name"]
-    try:
-        if name not in present and not (root / name).is_file():
-            return Fault("no image", where_is(image))
-        width, height = image_size(root / name)
-    except (InputError, ValueError) as error:  # of what can be no file name
-        return Fault("unreadable image", where_is(image), str(error))
-    said = (image.get("width", width), image.get("height", height))
-    if (width, height) != said:
-        return Fault("other size", where_is(image), f"{width}x{height}, not {said[0]}x{said[1]}")
-    if max_aspect and max(width, height) >= max_aspect * min(width, height):
-        return Fault("too thin", where_is(image), f"{width}x{height}")
-    return None
 
 
 def where_is(image: dict, annotation: dict | None = None) -> str:
@@ -108,7 +139,7 @@ def where_is(image: dict, annotation: dict | None = None) -> str:
     return text if annotation is None else f"{text} annotation {annotation['id']}"
 
 
-def inspect_images(
+def _inspect_images(
     entries: Sequence[Any], place: str = "entry {} of 'images'", id_key: str = "id"
 ) -> tuple[dict[int, dict], list[Fault]]:
     """Image entries, by their ids, and their faults.
@@ -158,7 +189,7 @@ def _inspect_categories(entries: list, faults: list[Fault]) -> dict[int, str]:
     return categories
 
 
-def inspect_annotations(
+def _inspect_annotations(
     entries: Sequence[Any], images: dict[int, dict], categories: dict[int, str], use: Use
 ) -> Iterator[Fault]:
     """The faults of annotations; see :func:`inspect_coco`.
@@ -243,10 +274,6 @@ def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:
         yield Fault("partly outside", where, f"bbox {box} in {right}x{bottom}")
 
 
-# Characters of a compressed count that fit into pycocotools' 32 bits.
-_LONGEST_COUNT = 7
-
-
 def _inspect_mask(
     annotation: dict, image: dict, where: str, mask_format: str | None
 ) -> Iterator[Fault]:
@@ -297,31 +324,88 @@ def _rle_problem(mask: dict, image: dict) -> str | None:
         return f"RLE of size {mask['size']}"
     counts = mask["counts"]
     try:
-        counts = _decompressed(counts) if isinstance(counts, str) else counts
-    except (ValueError, IndexError):
+        if isinstance(counts, str):
+            counts = toUncompressedRLE([as_rle(mask)])[0]["counts"]
+    except (ValueError, RuntimeError):
         return "RLE whose counts are damaged"
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
         return "RLE whose counts are not whole numbers of 0 or more"
     pixels = image["height"] * image["width"]
     if sum(counts) != pixels:
-        return f"RLE of {sum(counts)} pixels, in an image of {pixels}"
+        return f"RLE of {sum(counts)} pixels, in an image of {pixels}, is damaged"
     return None
 
 
-def _decompressed(text: str) -> list[int]:
-    """Run lengths from COCO's string: 5 bits a character, then differences to the last but one."""
-    counts: list[int] = []
-    start = 0
-    while start < len(text):
-        end = start
-        while (ord(text[end]) - 48) & 32:
-            end += 1
-        digits = [ord(letter) - 48 for letter in text[start : end + 1]]
-        if len(digits) > _LONGEST_COUNT or not all(0 <= digit < 64 for digit in digits):
-            raise ValueError(text[start : end + 1])
-        count = sum((digit & 31) << 5 * i for i, digit in enumerate(digits))
-        if digits[-1] & 16:
-            count -= 1 << 5 * len(digits)
-        counts.append(count + (counts[-2] if len(counts) > 2 else 0))
-        start = end + 1
-    return counts
+def _image(number: int, record: Any, by_id: bool, for_coco: bool) -> Any:
+    """Its entry; "is_file": whether there is a file to look at."""
+    if not isinstance(record, Mapping):
+        return record
+    file = record.get("file_name")
+    path = os.fspath(file) if isinstance(file, str | os.PathLike) else None
+    entry: dict[str, Any] = {
+        "id": _plain(record.get("image_id")) if by_id else number,
+        # Whoever reads pixels from elsewhere has a mapper of their own.
+        "file_name": path if path is not None or for_coco else _PLACE.format(number),
+        "is_file": path is not None and "://" not in path,
+    }
+    entry |= {key: _plain(record[key]) for key in ("width", "height") if key in record}
+    if entry["is_file"] and not for_coco and not entry.keys() & {"width", "height"}:
+        with suppress(InputError):  # training takes the file's
+            entry["width"], entry["height"] = image_size(entry["file_name"])
+    return entry
+
+
+def _annotations(record: Mapping, image: dict, before: int, is_test: bool) -> list[Any]:
+    """COCO's entries of the annotations of a dict, or faults in their places.
+
+    Args:
+        before: how many there are in the dicts before.
+    """
+    found = record.get("annotations")
+    if found is None and not is_test:
+        return [Fault("malformed", where_is(image), "without 'annotations' (of nothing: [])")]
+    if not isinstance(found, Sequence | None):
+        return [Fault("malformed", where_is(image), "'annotations' is no list")]
+    return [
+        _annotation(each, before + i, image, is_test) for i, each in enumerate(found or (), start=1)
+    ]
+
+
+def _annotation(given: Any, number: int, image: dict, is_test: bool) -> dict | Fault:
+    where = where_is(image, {"id": number})
+    if not isinstance(given, Mapping):
+        return Fault("malformed", where, "not a dict")
+    entry = {key: _plain(value) for key, value in given.items()}
+    entry |= {"id": number, "image_id": image["id"]}
+    if hasattr(
+        given.get("segmentation"), "tolist"
+    ):  # a map of pixels is none of Detectron2's forms
+        entry["segmentation"] = "an array"
+    mask = entry.get("segmentation")
+    is_used = is_test or not entry.get("iscrowd")  # crowds are not learned from
+    if is_used and isinstance(mask, dict) and isinstance(mask.get("counts"), list):
+        remedy = "pycocotools.mask.frPyObjects(rle, *rle['size']) compresses them"
+        return Fault("malformed", where, f"RLE whose counts are plain numbers; {remedy}")
+    box, mode = entry.get("bbox"), given.get("bbox_mode")
+    if mode not in _MODES:
+        said = f"bbox_mode {mode!r}" if "bbox_mode" in given else "without a bbox_mode"
+        return Fault("malformed", where, f"{said}; give BoxMode.XYXY_ABS or BoxMode.XYWH_ABS")
+    if isinstance(box, list) and all(map(is_number, box)):  # else the rule for boxes refuses it
+        if mode == BoxMode.XYWHA_ABS and len(box) == 5:
+            box, mode = BoxMode.convert(box, mode, BoxMode.XYXY_ABS), BoxMode.XYXY_ABS
+        if mode == BoxMode.XYXY_ABS and len(box) == 4:
+            entry["bbox"] = [*box[:2], box[2] - box[0], box[3] - box[1]]
+    return entry
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has in place of arrays, NumPy's numbers, tuples and bytes."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, bytes):  # RLE, as pycocotools encodes it
+        return value.decode("ascii", "replace")
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return value

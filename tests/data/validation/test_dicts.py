@@ -18,9 +18,8 @@ from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data.demo.shapes import CATEGORIES
 from rope_vit_det.data.loader import build_train_loader
 from rope_vit_det.data.validation.check import check_datasets
-from rope_vit_det.data.validation.dicts import inspect_dicts
 from rope_vit_det.data.validation.faults import Use
-from rope_vit_det.data.validation.inspection import inspect_coco
+from rope_vit_det.data.validation.inspection import inspect_coco, inspect_dicts
 from rope_vit_det.errors import InputError
 
 NAN = float("nan")

@@ -10,8 +10,8 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
 from rope_vit_det import add_rope_vit_config
-from rope_vit_det.config import yaml_files as yaml_config
-from rope_vit_det.config.yaml_files import merge_from_yaml
+from rope_vit_det.config import run_config
+from rope_vit_det.config.run_config import merge_from_yaml
 from rope_vit_det.errors import InputError
 
 RETINANET = model_zoo.get_config_file("Base-RetinaNet.yaml")
@@ -137,7 +137,7 @@ def test_a_link_out_of_detectron2_is_refused(cfg, planted, monkeypatch):
     link = package / "model_zoo" / "configs" / "link.yaml"
     link.symlink_to(evil)
     folders = tuple(f"{folder}{os.sep}" for folder in (package, package / "model_zoo" / "configs"))
-    monkeypatch.setattr(yaml_config, "_detectron2_folders", lambda: folders)
+    monkeypatch.setattr(run_config, "_detectron2_folders", lambda: folders)
     with pytest.raises(InputError, match=r"link\.yaml:1: the tag"):
         merge_from_yaml(cfg, str(link))
 
