@@ -1,5 +1,7 @@
 """What several tests need: moved-off-initial networks, small detector configs."""
 
+import ctypes
+import gc
 import importlib.util
 import logging
 import os
@@ -17,6 +19,7 @@ from hub_server import cache  # noqa: F401 (a fixture)
 from hypothesis import settings
 from known_results import KnownResults, make_known_results
 
+from projects.benchmark.measure import resident_mib
 from projects.benchmark.networks import spare_birder_polars
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data.demo import dataset as demo
@@ -69,6 +72,17 @@ def _skip_without_peers(report, path):
         report.longrepr = (str(path), 0, f"Skipped: {lacking[1]} is not installed")
     return report
 
+
+def pytest_runtest_logfinish():
+    """Gives memory back: a worker lives for minutes, and what it has freed stays its own."""
+    global _kept
+    if resident_mib() > _kept + 100:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        _kept = resident_mib()
+
+
+_kept = 0.0
 
 # The same few examples each time in `make test`; many, and others each time, in `make test-slow`.
 settings.register_profile("fast", max_examples=5, deadline=None, derandomize=True, database=None)
