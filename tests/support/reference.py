@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def neck(
@@ -55,14 +56,20 @@ def neck(
             t.reshape(batch, -1, heads, dim // heads).transpose(1, 2) for t in qkv.chunk(3, dim=-1)
         )
         q, k = (_rotate(t, s, (h, w), (wh, ww), pt_grid_size) for t in (q, k))
-        scores = q @ k.transpose(-1, -2) / math.sqrt(dim // heads)
-        scores = scores.masked_fill(~_mask(s, (h, w), (wh, ww)), -math.inf)
-        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, -1, dim)
+        # One head's scores at a time, again in the backward pass: together they are gigabytes.
+        mask = _mask(s, (h, w), (wh, ww))
+        each = zip(*(t.unbind(1) for t in (q, k, v)), strict=True)
+        y = torch.cat([checkpoint(_attend, *t, mask, use_reentrant=False) for t in each], dim=-1)
         x = x + y @ state[p + "attn.proj.weight"].T + state[p + "attn.proj.bias"]
         y = F.layer_norm(x, (dim,), state[p + "norm2.weight"], state[p + "norm2.bias"], 1e-6)
         y = F.gelu(y @ state[p + "mlp.0.weight"].T + state[p + "mlp.0.bias"])
         x = x + y @ state[p + "mlp.3.weight"].T + state[p + "mlp.3.bias"]
     return x[:, s:].transpose(1, 2).reshape(batch, dim, h, w)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~mask, -math.inf).softmax(-1) @ v
 
 
 def _mask(s: int, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
