@@ -6,7 +6,10 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from typing import Any
+
+from packaging.requirements import Requirement
 
 
 class InputError(ValueError):
@@ -72,12 +75,18 @@ def input_errors_as_one_line() -> Iterator[None]:
 def check_packages(*names: str, extra: str) -> None:
     """
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, or older than this package's own metadata asks for.
     """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
+    wanted = [name for name in names if importlib.util.find_spec(name) is None]
+    with suppress(metadata.PackageNotFoundError):  # ours is not installed, or theirs has a variant
+        for requirement in map(Requirement, metadata.requires("rope-vit-det") or ()):
+            if requirement.name in names and requirement.name not in wanted:
+                found = metadata.version(requirement.name)
+                if not requirement.specifier.contains(found, prereleases=True):
+                    wanted.append(f"{requirement.name}{requirement.specifier} (here: {found})")
+    if wanted:
         raise InputError(
-            f"this needs {', '.join(missing)}: pip install 'rope-vit-det[{extra}]', or these alone"
+            f"this needs {', '.join(wanted)}: pip install 'rope-vit-det[{extra}]', or these alone"
         )
 
 

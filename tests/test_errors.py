@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+
+from rope_vit_det.errors import InputError, check_packages
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,14 @@ with input_errors_as_one_line():
     )
     assert answer.stdout.decode(encoding).strip() == printed
     assert answer.returncode == 2 and answer.stderr.decode(encoding).startswith("error: ")
+
+
+def test_a_package_that_is_missing_or_too_old_is_named(monkeypatch):
+    wanted = ['supervision>=0.31.2; extra == "convert"', "tqdm>=4.66"]
+    monkeypatch.setattr(metadata, "requires", lambda name: wanted)
+    check_packages("supervision", extra="convert")
+    monkeypatch.setattr(metadata, "version", {"supervision": "0.30.9"}.__getitem__)
+    with pytest.raises(InputError, match=r"supervision>=0.31.2 \(here: 0\.30\.9\).*\[convert"):
+        check_packages("supervision", extra="convert")
+    with pytest.raises(InputError, match="this needs no_such_package: pip install"):
+        check_packages("no_such_package", extra="convert")
