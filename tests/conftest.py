@@ -76,10 +76,12 @@ def _skip_without_peers(report, path):
 def pytest_runtest_logfinish():
     """Gives memory back: a worker lives for minutes, and what it has freed stays its own."""
     global _kept
-    if resident_mib() > _kept + 100:
+    resident = resident_mib()
+    if resident > _kept + 100:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         _kept = resident_mib()
+    _kept = min(_kept, resident)
 
 
 _kept = 0.0

@@ -79,6 +79,7 @@ ELSEWHERE = {
     "make test": "this",
     "make gpu": "tests/projects/test_gpu.py",
     "python tools/aerial_trees.py": "tests/projects/test_aerial_trees.py",
+    "python -m projects.versus_vitdet": "tests/projects/test_versus_vitdet.py",
     "pip install -e .": "tests/test_setup.py",
     "pip install .": "tests/test_installed.py",
     "export ": "a setting",
