@@ -34,7 +34,7 @@ class ReadableMapper:
         with any_number_of_pixels(self.any_size):
             try:
                 return self.mapper(record)
-            except Exception:
+            except Exception:  # of any mapper, one of the user's too
                 problem = _problem(record)
                 if problem is None:
                     raise

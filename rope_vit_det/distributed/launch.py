@@ -218,7 +218,8 @@ def _run_under_torchrun(
     dist.init_process_group("nccl" if on_gpu else "gloo", **group)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
-        _in_process(main, args, *more)
+        with peers_watched():
+            main(args, *more)  # in as many threads as torchrun, or OMP_NUM_THREADS, says
     finally:
         dist.destroy_process_group()
 
