@@ -338,6 +338,32 @@ def test_torchrun(run, tmp_path):
     assert both.returncode != 0 and "torchrun starts the processes" in both.stderr
 
 
+THREADS = """
+    import os
+    os.environ["OMP_NUM_THREADS"] = "2"
+    from argparse import Namespace
+    import torch
+    from detectron2.utils import comm
+    from rope_vit_det.distributed.launch import launch
+
+    def main(args, given):
+        with open(f"threads_{comm.get_rank()}", "w") as file:
+            file.write(f"{given} {torch.get_num_threads()}")
+
+    launch(main, Namespace(num_gpus=1, num_machines=1), torch.get_num_threads(), device="cpu")
+"""
+
+
+def test_under_torchrun_a_process_keeps_its_threads(run, tmp_path):
+    script = tmp_path / "threads.py"
+    script.write_text(textwrap.dedent(THREADS))
+    answer = run("-m", "torch.distributed.run", "--nproc-per-node", "2", script)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    for rank in (0, 1):
+        given, kept = (tmp_path / f"threads_{rank}").read_text().split()
+        assert given == kept
+
+
 @pytest.mark.slow
 def test_a_lazy_config_runs_in_two_processes(run, tmp_path):
     recipe = "COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"
