@@ -86,6 +86,10 @@ class RoPEViTBackbone(RoPEViT, Backbone):
         restore_base(state_dict, prefix, local_metadata)
         missing = [key for key in own if key not in state_dict]
         birder = info_from_metadata(local_metadata)
+        if birder and not birder[0].network:  # it fits networks that differ in biases of zero
+            for key in [key for key in missing if key.endswith(".attn.qkv.bias")]:
+                state_dict[key] = torch.zeros_like(self.get_parameter(key.removeprefix(prefix)))
+                missing.remove(key)
         if missing:
             some = f"{len(own) - len(missing)} of" if len(missing) < len(own) else "none of"
             raise InputError(

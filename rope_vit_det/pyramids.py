@@ -132,11 +132,16 @@ class FeatureShapes(dict):
 
 def _features_read(cfg: CfgNode) -> dict[str, list[str]]:
     """The keys by which heads of Detectron2's read features, and their values."""
+    # Not before: it registers the backbones, which import this module.
+    from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+
     wanted = {}
+    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    generator = PROPOSAL_GENERATOR_REGISTRY.get(name) if name in PROPOSAL_GENERATOR_REGISTRY else 0
+    is_rpn = isinstance(generator, type) and issubclass(generator, RPN)
     for key in _READ_BY.get(cfg.MODEL.META_ARCHITECTURE, ()):
-        generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-        if key == _RPN and generator not in ("RPN", "FastRPN"):  # another project's, or none
-            key = f"MODEL.{generator.upper()}.IN_FEATURES"
+        if key == _RPN and not is_rpn:  # another project's, or none
+            key = f"MODEL.{name.upper()}.IN_FEATURES"
         _, section, name = key.split(".")
         if name in cfg.MODEL.get(section, {}):
             wanted[key] = list(cfg.MODEL[section][name])

@@ -16,9 +16,11 @@ from xml.etree import ElementTree
 
 import cv2
 import pytest
+import timm
 import torch
 from detectron2.config import LazyConfig
 from docs_commands import DOCUMENTS, ROOT, Command, commands_of
+from publishers import meta_dinov3
 
 from projects.benchmark.gpu import TINY
 from rope_vit_det.backbone import build_net
@@ -157,6 +159,9 @@ def test_the_commands_of_a_page_run_in_its_order(document, workplace, tmp_path, 
     shutil.copytree(workplace, folder, symlinks=True)
     shutil.copy(weights, folder)
     bring_detector(folder / "output", weights)
+    if document.stem == "networks":
+        state = timm.create_model("vit_base_patch16_dinov3").state_dict()
+        torch.save(meta_dinov3(state), folder / "dinov3_vitb16.pth")
     for command in filter(is_run, commands_of(document)):
         answer = run(command, folder)
         said = answer.stdout + answer.stderr

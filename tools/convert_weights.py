@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Converts weights: birder's .pt and .safetensors, Detectron2's .pth.
+"""Converts weights: birder's .pt and .safetensors, timm's .safetensors, Detectron2's .pth.
 
   convert_weights.py rope_vit_reg4_b14_x.pt backbone.pth
   convert_weights.py rope_vit_reg4_b14_x.pt rope_vit_reg4_b14_x.safetensors
+  convert_weights.py dinov3_vitb16.pth vit_base_patch16_dinov3.safetensors \
+    --network vit_base_patch16_dinov3
   convert_weights.py model_final.pth rope_vit_reg4_b14_det.pt --head-from rope_vit_reg4_b14_x.pt
   convert_weights.py model_final.pth adapters.pth --base rope_vit_reg4_b14_x.pt
 
@@ -21,7 +23,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("source", help="a published name, .pt, .safetensors or .pth")
-    add("output", help=".pt or .safetensors (birder's), .pth (Detectron2's)")
+    add("output", help=".pt or .safetensors (birder's; timm's), .pth (Detectron2's)")
     add("--network", help="the architecture, where the file does not say it")
     add(
         "--head-from",

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from ..errors import InputError
 from ..models.rope_vit import RoPEViT
-from ..models.variants import VARIANTS, default_image_size
+from ..models.variants import VARIANTS, check_network, default_image_size
 from ..pyramids import BACKBONES, pyramid_for_heads
 from ..utils.arguments import to_pair
 from ..weights.info import WeightsInfo, architecture_from_config
-from ..weights.load import PREFIXES, birder_url, locate, published_url, read_weights
+from ..weights.load import PREFIXES, as_birder_url, birder_url, locate, published_url, read_weights
 from .keys import add_rope_vit_config, get_key, set_key
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ _TOLERANCE = 0.5
 _NOT_COMPARED = (
     "default_pt_grid_size",
     "drop_path_rate",
+    "norm_pooled",
+    "pooling",
     "post_norm",
     "attn_pool_num_heads",
     "attn_pool_special_tokens",
@@ -42,7 +46,11 @@ _COMPARED = (
 
 
 def use_rope_vit(
-    cfg: CfgNode, weights: str | None = None, *, network: str | None = None, solver: bool = True
+    cfg: CfgNode,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    network: str | None = None,
+    solver: bool = True,
 ) -> None:
     """Turns a loaded config with a feature pyramid into one of ours, in place.
 
@@ -69,14 +77,24 @@ def use_rope_vit(
     name = cfg.MODEL.BACKBONE.NAME
     name = name if name in BACKBONES else pyramid_for_heads(cfg)
     settings = {"MODEL.BACKBONE.NAME": name, "MODEL.BACKBONE.FREEZE_AT": 0}
+    weights = os.fspath(weights or "")
     if network is not None:
+        try:
+            check_network(network)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         settings["MODEL.ROPE_VIT.NAME"] = network
-    if not weights or (weights.endswith((".pth", ".pkl")) and not weights.startswith(PREFIXES)):
-        settings["MODEL.WEIGHTS"] = weights or ""
+    of_detectron2 = weights.endswith((".pth", ".pkl")) and not (
+        weights.startswith(PREFIXES) or as_birder_url(weights) != weights
+    )
+    if not weights or of_detectron2:
+        settings["MODEL.WEIGHTS"] = weights
     else:
         path, published = locate(weights)
         # Of the tensors, which are read to see whether they fit, in half the memory.
         _, info = read_weights(weights, network=network, dtype=torch.bfloat16)
+        if not info.network:
+            raise InputError(f"{weights} fits several networks; say which: network=")
         settings |= settings_for(info)
         settings["MODEL.WEIGHTS"] = published_url(published) if published else birder_url(str(path))
     frozen = cfg.is_frozen()

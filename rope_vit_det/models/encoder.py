@@ -13,6 +13,8 @@ from ..layers.mlp import FeedForward, LayerScale, SwiGLU
 from ..layers.rope import Rotation
 from ..layers.windows import WindowGroup
 
+MLPLayer = Literal["FeedForward", "SwiGLU", "NormSwiGLU"]
+
 
 class Encoder(nn.Module):
     """The blocks, with the norm before them that some networks have."""
@@ -34,7 +36,7 @@ class EncoderBlock(nn.Module):
         *,
         num_special_tokens: int,
         norm: Callable[[int], nn.LayerNorm | nn.RMSNorm],
-        mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"],
+        mlp_layer: MLPLayer,
         attn_norm: bool,
         layer_scale_init_value: float | None,
         drop_path: float,

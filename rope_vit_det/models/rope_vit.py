@@ -5,7 +5,7 @@ Parameter names and shapes are birder's (`birder.net.rope_vit`), so weights go b
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,20 @@ from ..layers.rope import Angles, Indexing, RotaryEmbedding2D, Rotation, random_
 from ..layers.windows import from_windows, to_windows, window_groups
 from ..utils.arguments import (
     FLAG,
+    Rule,
     are_blocks,
     check_argument,
     check_rule,
     is_pair,
     is_whole_number,
     number,
+    one_of,
     optional,
     to_pair,
     whole,
 )
 from ..utils.torch_private import compile_settings, graph_options, mark_dynamic
-from .encoder import Encoder, EncoderBlock
+from .encoder import Encoder, EncoderBlock, MLPLayer
 
 # There is a graph for each combination of: the kinds of edge windows (about 15), batches of one or
 # more images, training or inference, precision.
@@ -40,6 +42,7 @@ _MAX_GRAPHS = 256
 
 PtGridSize = tuple[int, int] | Literal["count"] | None
 Pooling = Literal["class_token", "mean"] | None
+Norm = Literal["LayerNorm", "RMSNorm"]
 
 
 class RoPEViT(nn.Module):
@@ -65,9 +68,9 @@ class RoPEViT(nn.Module):
         pos_embed_antialias: bool = False,
         pre_norm: bool = False,
         post_norm: bool = True,
-        norm_layer: Literal["LayerNorm", "RMSNorm"] = "LayerNorm",
+        norm_layer: Norm = "LayerNorm",
         norm_eps: float = 1e-6,
-        mlp_layer: Literal["FeedForward", "SwiGLU", "NormSwiGLU"] = "FeedForward",
+        mlp_layer: MLPLayer = "FeedForward",
         attn_norm: bool = False,
         qkv_bias: QKVBias = "qkv",
         layer_scale_init_value: float | None = None,
@@ -161,6 +164,13 @@ class RoPEViT(nn.Module):
         check_rule("rescale_coords", rescale_coords, optional(number(1), "off"))
         check_rule("drop_path_rate", drop_path_rate, number(0, 1, or_most=False))
         check_rule("num_classes", num_classes, whole(0, " (0: no classifier)"))
+        check_rule("norm_layer", norm_layer, one_of(get_args(Norm)))
+        check_rule("mlp_layer", mlp_layer, one_of(get_args(MLPLayer)))
+        check_rule("qkv_bias", qkv_bias, one_of(get_args(QKVBias)))
+        check_rule("rope_rotation", rope_rotation, one_of(get_args(Rotation)))
+        check_rule("rope_indexing", rope_indexing, one_of(get_args(Indexing)))
+        check_rule("rope_angles", rope_angles, one_of(get_args(Angles)))
+        check_rule("pooling", pooling, _poolings(class_token))
         are_known = global_blocks is None or are_blocks(global_blocks, num_layers)
         indices = f"a list of block indices in 0..{num_layers - 1}"
         allowed = f"None (the last block of each quarter) or {indices}"
@@ -285,10 +295,7 @@ class RoPEViT(nn.Module):
                 "a network for features only has no final norm, pooling and classifier: call "
                 "detection_features(), or build one with rope_vit_det.create_model"
             )
-        allowed = 'None, "mean" or, where there is one, "class_token"'
-        is_missing = pooling == "class_token" and self.class_token is None
-        is_known = pooling in (None, "mean", "class_token")
-        check_argument("pooling", pooling, is_known and not is_missing, allowed)
+        check_rule("pooling", pooling, _poolings(self.class_token is not None))
         x, _ = self._encode(x)
         if not self.norm_pooled:
             x = self.norm(x)
@@ -502,3 +509,8 @@ def _run_block(block: EncoderBlock, recompute: bool, *args: Any) -> Tensor:
     if recompute:
         return checkpoint(block, *args, use_reentrant=False)
     return block(*args)
+
+
+def _poolings(class_token: bool) -> Rule:
+    """What an embedding may be pooled by."""
+    return optional(one_of(["mean", *["class_token"] * class_token]), "the network's own")

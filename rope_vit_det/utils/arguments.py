@@ -106,6 +106,10 @@ def optional(rule: Rule, meaning: str) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), text)
 
 
+def one_of(values: Sequence[str]) -> Rule:
+    return Rule(lambda value: value in values, " or ".join(map(repr, values)))
+
+
 def check_rule(name: str, value: Any, rule: Rule) -> None:
     """
     Raises:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .birder import is_weights_file, write_torch_file
+from .birder import write_torch_file
 from .detectron2_format import BACKBONE, detectron2_checkpoint
 from .hub import sha256_of
-from .load import PREFIXES, birder_url, locate, published_url
+from .load import PREFIXES, birder_url, is_network_file, locate, published_url
 from .safe import COMPILED, load_torch_file
 
 # Under which the base stands in the state dict's metadata, where the backbone reads it.
@@ -122,7 +122,7 @@ def _read_base(weights: str, sha256: str = "") -> tuple[dict[str, Tensor], dict[
             f"these adapters belong to {weights} with sha256 {sha256}, and {path} has {found}"
         )
     source: str | Path = path
-    if name or weights.startswith(PREFIXES) or is_weights_file(path):
+    if name or weights.startswith(PREFIXES) or is_network_file(path):
         source = detectron2_checkpoint(weights if name else birder_url(str(path)))
     tensors, _ = plain_state(load_torch_file(source, mmap=True))
     state = {k: t for k, t in tensors.items() if k.startswith(_PREFIX) and ".lora_" not in k}

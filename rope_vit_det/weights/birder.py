@@ -160,6 +160,7 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
                 f"{path} is no weights file of birder's: it has no 'state'"
                 + "; it looks like a Detectron2 checkpoint"
                 * (isinstance(content, Mapping) and "model" in content)
+                + "; nor has it the keys of timm, Meta, transformers or BAAI"
             )
         fields = dict(content)
         state = fields.pop("state")
@@ -237,6 +238,11 @@ def misfit(state: StateDict, info: WeightsInfo) -> str | None:
             wanted = info.build().state_dict()
     except Exception as error:  # whatever a size or a config that cannot be leads to
         return " ".join(str(error).split()) or type(error).__name__
+    return difference(state, wanted)
+
+
+def difference(state: StateDict, wanted: StateDict) -> str | None:
+    """The first key or shape in which tensors are not those wanted; None: all are."""
     for what, keys in (
         ("missing", sorted(wanted.keys() - state.keys())),
         ("unexpected", sorted(state.keys() - wanted.keys())),

@@ -17,7 +17,7 @@ from .birder import SUFFIXES, misfit, network_of_file_name, write_torch_file, wr
 from .detector import read_detector
 from .detectron2_format import to_detectron2
 from .info import WeightsInfo
-from .load import locate, read_weights
+from .load import PREFIXES, is_network_file, locate, read_weights
 from .timm import write_timm_file
 
 DETECTRON2_SUFFIX = ".pth"
@@ -39,8 +39,8 @@ def convert(
     """Writes weights into another file, whole or not at all.
 
     Args:
-        source: a published name, a file of birder's, or a Detectron2 checkpoint (`.pth`) of a
-            backbone or a whole detector, of which the backbone is taken.
+        source: a published name, a file of birder's, timm's or a publisher's, or a Detectron2
+            checkpoint (`.pth`) of a backbone or a whole detector, of which the backbone is taken.
         output: `.pt` or `.safetensors` for a file of birder's, `.safetensors` for one of timm's
             where the network is, `.pth` for a backbone as Detectron2 loads it.
         network: the architecture in a file that does not say it.
@@ -76,7 +76,10 @@ def convert(
             raise InputError("--base leaves the tensors as they are: no other option than --force")
         return [write_adapters(source, output, base, force=force)]
     notes: list[str] = []
-    if Path(source).suffix == DETECTRON2_SUFFIX:
+    of_detectron2 = Path(source).suffix == DETECTRON2_SUFFIX and not (
+        os.fspath(source).startswith(PREFIXES) or is_network_file(source)
+    )
+    if of_detectron2:
         state, info, notes = read_detector(
             source, network=network, head_from=head_from, config_file=config_file
         )
@@ -100,6 +103,9 @@ def convert(
     if is_birders(info.network):
         write_weights_file(output, state, info, force=force)
     elif output.suffix == ".safetensors":
+        lost = info.config.keys() - {"attn_pool_head", "post_norm"}  # its tensors show those
+        if lost:
+            raise InputError(f"{output}: timm's files cannot say {', '.join(sorted(lost))}")
         write_timm_file(output, state, info, force=force)
     else:
         raise InputError(

@@ -16,8 +16,8 @@ from ..models.variants import VARIANTS, default_image_size
 from ..utils.arguments import to_pair
 from .adapters import plain_state
 from .birder import misfit
-from .detectron2_format import BACKBONE, HEAD_PREFIXES, info_from_metadata
-from .info import WeightsInfo
+from .detectron2_format import BACKBONE, info_from_metadata
+from .info import HEAD_PREFIXES, WeightsInfo
 from .load import read_weights
 from .safe import check_finite, load_torch_file
 

@@ -15,14 +15,12 @@ from torch import Tensor
 from ..errors import InputError
 from .birder import network_of_file_name, write_torch_file
 from .hub import cache_folder
-from .info import WeightsInfo
+from .info import HEAD_PREFIXES, WeightsInfo
 from .load import locate, read_weights
 from .safe import load_torch_file, shards
 
 # Where the network lies in a detector.
 BACKBONE = "backbone.net"
-# What of it a detector leaves out: final norm, embedding norm, pooling head and classifier.
-HEAD_PREFIXES = ("norm.", "embedding_norm.", "attn_pool.", "classifier.")
 # Under which the file's info stands in the state dict's metadata, where the backbone reads it.
 METADATA_KEY = "rope_vit_det"
 _FORMAT = 2

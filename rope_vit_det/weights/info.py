@@ -12,6 +12,8 @@ from ..models.rope_vit import RoPEViT
 from ..models.variants import VARIANTS, create_model, is_birders
 
 TASK = "image_classification"
+# What of a network a detector leaves out: final norm, embedding norm, pooling head and classifier.
+HEAD_PREFIXES = ("norm.", "embedding_norm.", "attn_pool.", "classifier.")
 # The version of birder whose file format is written.
 BIRDER_VERSION = "v0.8.4"
 
@@ -27,6 +29,8 @@ _RENAMED = {
 }
 # In what birder's networks differ, it can say in a config too.
 _ARGUMENTS = {key for name, each in VARIANTS.items() if is_birders(name) for key in each}
+# ... and what timm's files say.
+_ARGUMENTS |= {"norm_pooled", "pooling"}
 _OUR_NAME = _RENAMED | {key: key for key in _ARGUMENTS - {*_RENAMED.values()}}
 _OUR_VALUE = {
     "mlp_layer_type": {
@@ -51,7 +55,8 @@ class WeightsInfo:
         class_to_idx: class names to their logits; may be empty.
         image_size: (H, W) in pixels that the position table belongs to.
         rgb_mean, rgb_std: of the input's channels in the order RGB, for values from 0 to 1.
-        config: what the file changes in the architecture, with birder's keys; empty: nothing.
+        config: what the file changes in the architecture, with birder's keys (and "pooling",
+            "norm_pooled"); empty: nothing.
         task: birder's name of what the network does.
         birder_version: that wrote the file, None where it does not say.
         license: of published weights, by the hub's name; None: not known.

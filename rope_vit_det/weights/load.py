@@ -1,5 +1,6 @@
 """From a name or a path to a network with its weights."""
 
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from ..errors import InputError
 from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
-from .birder import SUFFIXES, is_weights_file, read_weights_file
+from ..models.variants import create_model
+from .birder import SUFFIXES, difference, is_weights_file, read_weights_file
 from .catalogue import PublishedWeights, resolve
 from .hub import fetch
-from .info import WeightsInfo
+from .info import HEAD_PREFIXES, WeightsInfo
 from .safe import as_dtype
-from .timm import read_state, read_timm_file
+from .timm import is_publishers_file, read_state, read_timm_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +62,11 @@ def load_model(
     state, info = read_weights(name_or_path, network=network, dtype=dtype)
     if not info.network:
         raise InputError(f"{name_or_path} fits several networks; say which: network=")
+    # None is a value of an architecture's own arguments, else what the file says.
+    own = inspect.signature(create_model).parameters
+    overrides = {k: v for k, v in overrides.items() if v is not None or k not in own}
     with torch.device("meta"):  # the tensors of the file become its own
-        model = info.build(**{k: value for k, value in overrides.items() if value is not None})
+        model = info.build(**overrides)
 
     grid = (info.image_size[0] // model.patch_size, info.image_size[1] // model.patch_size)
     if "pos_embedding" in state:
@@ -69,12 +74,15 @@ def load_model(
         with torch.no_grad():
             table = interpolate_position_table(table, grid, model.pos_grid, special, antialias=True)
         state["pos_embedding"] = table
+    fresh = model.state_dict()
+    for key in [key for key in state if key.startswith(HEAD_PREFIXES) and key not in fresh]:
+        del state[key]  # a part that an override leaves out
     if model.num_classes != info.num_classes:
-        fresh = model.state_dict()
-        for key in ("classifier.weight", "classifier.bias"):
-            state.pop(key, None)
-            if key in fresh:
-                state[key] = torch.zeros(fresh[key].shape, dtype=dtype)
+        for key in fresh.keys() & {"classifier.weight", "classifier.bias"}:
+            state[key] = torch.zeros(fresh[key].shape, dtype=dtype)
+    problem = difference(state, fresh)
+    if problem:
+        raise ValueError(f"{name_or_path} does not fit the overrides {overrides}: {problem}")
     model.load_state_dict(state, assign=True)
     return model.eval(), info
 
@@ -162,14 +170,25 @@ def locate(name_or_path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     return fetch(resolve(text)), text
 
 
+def is_network_file(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file of a network alone, of birder's, timm's or a publisher's.
+
+    Raises:
+        InputError: the file is missing, damaged, or would run code.
+    """
+    return Path(path).suffix in (*SUFFIXES, ".pth") and (
+        is_weights_file(path) or is_publishers_file(path)
+    )
+
+
 def as_birder_url(path: str) -> str:
-    """A plain path to a file of birder's as `birder:/path`, which Detectron2 can load; else as is.
+    """A plain path to a network's file as `birder:/path`, which Detectron2 can load; else as is.
 
     Detectron2's checkpointer sends plain paths past its PathManager.
     """
-    if not path.endswith(SUFFIXES) or "://" in path or path.startswith(PREFIXES):
+    if "://" in path or path.startswith(PREFIXES):
         return path
     try:
-        return birder_url(path) if is_weights_file(path) else path
+        return birder_url(path) if is_network_file(path) else path
     except InputError:
         return path  # whoever loads it will say what is wrong

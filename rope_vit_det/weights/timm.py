@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
+from ..layers.patch_embed import pseudo_inverse_resize, resample_kernel
 from ..models.variants import VARIANTS, default_image_size, is_birders
 from ..utils.arguments import to_pair
 from ..utils.atomic_files import new_file
@@ -27,6 +28,7 @@ from .birder import misfit, network_of_file_name
 from .catalogue import PublishedWeights, published_weights
 from .info import WeightsInfo
 from .safe import (
+    COMPILED,
     INDEX_SUFFIX,
     as_dtype,
     check_finite,
@@ -38,15 +40,18 @@ from .safe import (
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-# Under which training codes keep a state dict.
-_WRAPPERS = ("model_ema", "model", "module", "state_dict")
-# A key of each layout; "" or what stands before the image tower's keys of a CLIP model is left out.
+# Under which training codes keep a state dict; averaged weights first, as timm reads them.
+_WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "model", "module", "state_dict")
+# A key of each layout; what training codes and CLIP models put before these keys is left out.
 _LAYOUTS = {
     "patch_embed.proj.weight": "timm",
     "conv1.weight": "perception encoder",
     "embeddings.patch_embeddings.weight": "transformers",
 }
-_TOWERS = ("", "visual.trunk.", "visual.", "module.", "module.visual.")
+_TOWERS = (
+    *("", "visual.trunk.", "visual.", "module.", "module.visual.", "model.", "backbone."),
+    COMPILED,
+)
 _TO_TIMM = {
     "timm": (
         (r"^storage_tokens$", "reg_token"),
@@ -102,6 +107,9 @@ _OURS = (
     ("head.", "classifier."),
 )
 _NOT_GATED = ((".mlp.fc1.", ".mlp.0."), (".mlp.fc2.", ".mlp.3."))
+# timm's `model_args` that change no tensor's meaning or are read, and its poolings in our words.
+_MODEL_ARGS = ("global_pool", "img_size", "in_chans", "num_classes", "dynamic_img_size")
+_POOLINGS = {"avg": "mean", "token": "class_token", "map": None}
 # What the networks have no use for: of pretraining, or what they compute themselves.
 _NOT_THE_NETWORKS = re.compile(
     r".*mask_token$|lm_head\.|projectors\.|local_cls_norm\.|.*\.bias_mask$|logit_scale$"
@@ -135,18 +143,36 @@ def read_state(
     if path.name.endswith((".safetensors", INDEX_SUFFIX)):
         tensors, _ = load_safetensors(path, dtype)
         return None if layout_of(tensors) is None else tensors
-    content = load_torch_file(path, mmap=True)  # it may be another's, who reads it again
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or layout_of(map(str, content)) is None:
+    content = _unwrapped(path)
+    if content is None:
         return None
     check_state(path, content, "weights file")
     # Copies, which do not change with the file.
     return {
-        str(key): as_dtype(torch.as_tensor(tensor).detach(), dtype, copy=True)
+        key: as_dtype(torch.as_tensor(tensor).detach(), dtype, copy=True)
         for key, tensor in content.items()
     }
+
+
+def is_publishers_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of torch's has one of these layouts.
+
+    Raises:
+        InputError: the file is missing, damaged, or would run code.
+    """
+    return _unwrapped(Path(path)) is not None
+
+
+def _unwrapped(path: Path) -> dict[str, Any] | None:
+    """The state dict of a file of torch's, mapped into memory; None: it has none of these."""
+    content = load_torch_file(path, mmap=True)  # it may be another's, who reads it again
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        return None
+    state = {str(key): tensor for key, tensor in content.items()}
+    return None if layout_of(state) is None else state
 
 
 def read_timm_file(
@@ -160,11 +186,12 @@ def read_timm_file(
     Args:
         network: the architecture. None: what the file name begins with, or timm's `config.json`
             beside it says, or the tensors fit.
-        published: the entry of the file; None: statistics are those of the network's first entry.
+        published: the entry of the file; None: statistics and licence are those of the network's
+            entry whose tag stands in the file's name, or of its first.
 
     Returns:
         The state dict (our keys) and what is known about it. Its network is "" where several fit;
-        their tensors are the same.
+        their tensors are the same, but for biases of zero.
 
     Raises:
         InputError: no network, or not this one, has these tensors; or they are not finite.
@@ -176,7 +203,7 @@ def read_timm_file(
     if network is not None:
         if network not in VARIANTS:
             raise InputError(f"{path} holds a {network}, a network that is not known here")
-        return _read(path, state, network, published, config.get("pretrained_cfg", {}))
+        return _read(path, state, network, published, {} if published else config)
     found: list[tuple[State, WeightsInfo]] = []
     names = [name for name in VARIANTS if not is_birders(name) and _could_be(state, name)]
     if len(names) > 1:
@@ -198,30 +225,33 @@ def _read(
     state: Mapping[str, Tensor],
     network: str,
     published: PublishedWeights | None,
-    pretrained: Mapping[str, Any],
+    timms: Mapping[str, Any],
 ) -> tuple[State, WeightsInfo]:
+    """Of one network; `timms` is the `config.json` beside the file."""
     ours, left_out = from_timm(state, network)
-    entries = published_weights().values()
-    entry = published or next((each for each in entries if each.network == network), None)
-    size = to_pair(entry.image_size if entry else default_image_size(network))
-    patch = VARIANTS[network]["patch_size"]
-    if "pos_embedding" in ours:
+    variant = VARIANTS[network]
+    own = [each for each in published_weights().values() if each.network == network]
+    named = sorted((e for e in own if e.tag in path.name), key=lambda e: len(e.tag))
+    entry = published or next(iter((*named[::-1], *own)), None)
+    pretrained, arguments = timms.get("pretrained_cfg", {}), timms.get("model_args", {})
+    size = arguments.get("img_size") or (entry.image_size if entry else default_image_size(network))
+    patch = variant["patch_size"]
+    if "pos_embedding" in ours and not arguments.get("img_size"):
         cells = ours["pos_embedding"].shape[1]
-        if VARIANTS[network].get("pos_embed_special_tokens", True):  # here: the class token alone
-            cells -= VARIANTS[network].get("class_token", True)
-        side = round(max(cells, 0) ** 0.5)
-        size = (side * patch, side * patch)
-    config: dict[str, Any] = {}
-    if VARIANTS[network].get("attn_pool_num_heads") and "attn_pool.latent" not in ours:
+        if variant.get("pos_embed_special_tokens", True):  # here: the class token alone
+            cells -= variant.get("class_token", True)
+        size = round(max(cells, 0) ** 0.5) * patch
+    config: dict[str, Any] = _poolings(path, state, variant, timms)
+    if variant.get("attn_pool_num_heads") and "attn_pool.latent" not in ours:
         config["attn_pool_head"] = False
-    if VARIANTS[network].get("post_norm", True) and "norm.weight" not in ours:
+    if variant.get("post_norm", True) and "norm.weight" not in ours:
         config["post_norm"] = False
     info = WeightsInfo(
         network=network,
         tag=published.tag if published else network_of_file_name(path.name)[1],
         num_classes=len(ours["classifier.weight"]) if "classifier.weight" in ours else 0,
         class_to_idx={},
-        image_size=size,
+        image_size=to_pair(size),
         rgb_mean=tuple(pretrained.get("mean", entry.rgb_mean if entry else ())),
         rgb_std=tuple(pretrained.get("std", entry.rgb_std if entry else ())),
         config=config,
@@ -232,6 +262,12 @@ def _read(
         raise InputError(f"{path} has not the tensors of {network}: {problem}")
     if left_out:
         logger.info("%s: left out, as no part of the network: %s", path, ", ".join(left_out))
+    if not (published or named or pretrained) and len({(e.rgb_mean, e.license) for e in own}) > 1:
+        logger.warning(
+            "%s does not say which weights of %s it has (%s in its name): pixel statistics and "
+            "licence are those of %s",
+            *(path, network, " or ".join(each.tag for each in own), own[0].name),
+        )
     return ours, info
 
 
@@ -239,7 +275,7 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
     """A state dict of any of these layouts with our keys, and the keys that were left out.
 
     Raises:
-        InputError: a bias that is not zero has no place in the network.
+        InputError: a bias that is not zero, or one of two norms, has no place in the network.
     """
     layout, tower = layout_of(state) or ("timm", "")
     renames = [(re.compile(pattern), new) for pattern, new in _TO_TIMM[layout]]
@@ -278,6 +314,15 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
         prefix = f"{_our_name(block + '.', gated=False)}attn.qkv."
         for name, tensor in _qkv(state, own, stem, arguments).items():
             ours[prefix + name] = tensor
+    if {"norm.weight", "fc_norm.weight"} <= names.keys():
+        raise InputError("they have two final norms, norm and fc_norm; networks here have one")
+    kernel, patch = ours.get("conv_proj.weight"), arguments["patch_size"]
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] != patch:  # as timm does it
+        logger.warning(
+            "%s's patch kernel is resampled from %d to %d px", network, kernel.shape[-1], patch
+        )
+        resize = pseudo_inverse_resize(kernel.shape[-1], patch)
+        ours["conv_proj.weight"] = resample_kernel(kernel.float(), resize).to(kernel.dtype)
     return {key: tensor.contiguous() for key, tensor in ours.items()}, left_out
 
 
@@ -402,7 +447,36 @@ def _config_beside(path: Path) -> dict[str, Any]:
         config = json.loads(file.read_text("utf-8")) if path.stem == "model" else {}
     except (OSError, ValueError):
         return {}
-    return config if isinstance(config, dict) and config.get("architecture") in VARIANTS else {}
+    return config if isinstance(config, dict) and "architecture" in config else {}
+
+
+def _poolings(
+    path: Path, state: Mapping[str, Tensor], variant: Mapping[str, Any], timms: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How a file pools where its network does otherwise, with the keys of `WeightsInfo.config`.
+
+    Raises:
+        InputError: timm's `config.json` has an argument that cannot be built.
+    """
+    file, arguments = path.with_name("config.json"), timms.get("model_args", {})
+    for key in arguments:
+        if key not in _MODEL_ARGS and not key.endswith("_rate"):
+            raise InputError(
+                f"{file}: model_args has {key!r}, which this project cannot build; known are "
+                + ", ".join(_MODEL_ARGS)
+            )
+    config: dict[str, Any] = {}
+    pooling = arguments.get("global_pool", timms.get("global_pool", "map"))
+    if pooling not in _POOLINGS:
+        raise InputError(f"{file}: global_pool {pooling!r}; known are {', '.join(_POOLINGS)}")
+    by_itself = "class_token" if variant.get("class_token", True) else "mean"
+    if _POOLINGS[pooling] not in (None, variant.get("pooling") or by_itself):
+        config["pooling"] = _POOLINGS[pooling]
+    # EVA-02's pretraining has a norm that its fine-tuning takes for the pooled one's.
+    is_pooled = any(key.endswith("fc_norm.weight") for key in state)
+    if (is_pooled or timms) and is_pooled != variant.get("norm_pooled", False):
+        config["norm_pooled"] = is_pooled
+    return config
 
 
 def _could_be(state: Mapping[str, Tensor], network: str) -> bool:

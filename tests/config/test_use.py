@@ -7,6 +7,7 @@ from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 
 from rope_vit_det import add_rope_vit_config, use_rope_vit
 from rope_vit_det.config.use import compared_settings, disagreement
@@ -76,6 +77,27 @@ def test_a_config_without_pyramid_is_refused_and_unchanged():
     with pytest.raises(InputError, match=r"MODEL.RPN.IN_FEATURES \['res4'\].*FPN"):
         use_rope_vit(cfg)
     assert cfg.dump() == before
+
+
+def test_an_unknown_network_is_refused_and_the_config_unchanged():
+    cfg = _zoo(MASK_RCNN)
+    cfg.freeze()
+    before = cfg.dump()
+    with pytest.raises(InputError, match=r"unknown network 'vit_base_dinov3'.*did you mean"):
+        use_rope_vit(cfg, network="vit_base_dinov3")
+    assert cfg.dump() == before and cfg.is_frozen()
+
+
+@pytest.mark.parametrize("name", ["RRPN", "FastRPN", "OwnRPN"])
+def test_a_subclass_of_rpn_reads_what_rpn_reads(name, monkeypatch):
+    known = PROPOSAL_GENERATOR_REGISTRY._obj_map
+    monkeypatch.setitem(known, "OwnRPN", type("OwnRPN", (RPN,), {}))
+    cfg = _zoo(MASK_RCNN)
+    cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = name
+    use_rope_vit(cfg, network="rope_vit_t16")
+    assert cfg.MODEL.BACKBONE.NAME == "build_retinanet_rope_vit_sfp_backbone"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,19 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_refused():
             (dict(rescale_coords=factor), "rescale_coords must be None .off.*got")
             for factor in (0.5, float("nan"), True, "2")
         ],
+        *[
+            (dict([(key, value)]), f"{key} must be .*got '{value}'")
+            for key, value in (
+                ("rope_rotation", "half"),
+                ("rope_indexing", "yx"),
+                ("rope_angles", "twice"),
+                ("qkv_bias", "none"),
+                ("mlp_layer", "Mlp"),
+                ("norm_layer", "layernorm"),
+                ("pooling", "avg"),
+            )
+        ],
+        (dict(name="rope_vit_s14_swiglu_avg", pooling="class_token"), "pooling must be .*'mean'"),
         (dict(pt_grid_size=16), "pt_grid_size.*got 16"),
         (dict(pt_grid_size=(True, 16)), "pt_grid_size.*True"),
         (dict(pt_grid_size=(16.0, 16)), "pt_grid_size.*16.0"),

@@ -17,7 +17,8 @@ from rope_vit_det.backbone import RoPEViTBackbone, load_logger
 from rope_vit_det.checkpoint.checkpointer import DetectorCheckpointer
 from rope_vit_det.errors import InputError
 from rope_vit_det.models import VARIANTS, create_model
-from rope_vit_det.weights.detectron2_format import HEAD_PREFIXES, detectron2_checkpoint
+from rope_vit_det.weights.detectron2_format import detectron2_checkpoint
+from rope_vit_det.weights.info import HEAD_PREFIXES
 
 BIRDS_PIXELS = ("INPUT.FORMAT RGB", "MODEL.PIXEL_MEAN '[127.5, 114.75, 102.0]'")
 

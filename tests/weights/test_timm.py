@@ -1,5 +1,7 @@
 """timm's files and its publishers' read here, files written here read by timm."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -15,10 +17,12 @@ from timm.models.eva import checkpoint_filter_fn
 
 from rope_vit_det import add_rope_vit_config, create_model, load_model, use_rope_vit
 from rope_vit_det.checkpoint.checkpointer import DetectorCheckpointer
+from rope_vit_det.config.use import compared_settings, disagreement
 from rope_vit_det.errors import InputError
 from rope_vit_det.models import VARIANTS
 from rope_vit_det.weights import catalogue, hub, published_weights
 from rope_vit_det.weights.convert import convert
+from rope_vit_det.weights.load import as_birder_url
 from rope_vit_det.weights.timm import from_timm
 
 TINY = "vit_tiny_patch16_dinov3_qkvb"
@@ -93,13 +97,164 @@ def test_timms_files_load_and_go_back(name, shallow, tmp_path):
     assert all(torch.equal(written[k], v) for k, v in oracle.state_dict().items())
 
 
+def _as_the_hub(oracle, folder, **changes):
+    """timm's files of a model; `changes` are of its `config.json`, None takes an entry out."""
+    timm.models.save_for_hf(oracle, folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] = config["model_args"] | changes.pop("model_args", {})
+    config["model_args"] = {k: v for k, v in config["model_args"].items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return f"timm:{folder / 'model.safetensors'}"
+
+
 def test_the_hubs_config_beside_a_file_says_its_network(shallow, tmp_path):
     oracle = shallow(TINY)
-    timm.models.save_for_hf(oracle, tmp_path, safe_serialization=True)
-    model, info = load_model(f"timm:{tmp_path / 'model.safetensors'}")
+    model, info = load_model(_as_the_hub(oracle, tmp_path, model_args={"depth": None}))
     assert info.network == TINY
     assert info.rgb_mean == pytest.approx(oracle.pretrained_cfg["mean"])
     agree(model, oracle)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "size"),
+    [
+        ("vit_small_patch16_dinov3", "token", 256),
+        ("vit_small_patch16_dinov3", "avg", 512),
+        ("eva02_tiny_patch14_224", "token", (224, 448)),
+        ("vit_pe_core_tiny_patch16_384", "avg", 384),
+        ("vit_pe_core_tiny_patch16_384", "map", 192),
+        ("vit_small_patch16_rope_ape_224", "avg", (160, 224)),
+    ],
+)
+def test_what_the_hubs_config_changes_is_followed(name, pool, size, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    monkeypatch.setitem(VARIANTS, name, VARIANTS[name] | {"num_layers": 1})
+    own = {"num_classes": 10, "global_pool": pool, "img_size": size}
+    oracle = timm.create_model(name, depth=1, dynamic_img_size=True, **own)
+    move_off_initial_values(oracle).eval()
+    path = _as_the_hub(oracle, tmp_path, model_args={"depth": None})
+    model, info = load_model(path)
+    assert info.image_size == (size if isinstance(size, tuple) else (size, size))
+    agree(model, oracle)
+    # ... and a detector, which pools nothing, has no quarrel with it.
+    cfg = small_config()
+    use_rope_vit(cfg, path)
+    assert disagreement(compared_settings(cfg), info) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "deit3_small_patch16_224"}, "holds a deit3_small_patch16_224, a network"),
+        ({"model_args": {"global_pool": "avgmax"}}, "global_pool 'avgmax'; known are avg, token"),
+        ({"model_args": {"ref_feat_shape": 16}}, "model_args has 'ref_feat_shape'"),
+    ],
+)
+def test_what_the_hubs_config_changes_and_is_not_built_is_refused(
+    changes, message, shallow, tmp_path
+):
+    changes["model_args"] = changes.get("model_args", {}) | {"depth": None}
+    path = _as_the_hub(shallow("vit_small_patch16_rope_ape_224"), tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        load_model(path)
+
+
+def test_the_name_of_a_file_says_which_of_its_networks_weights_it_has(
+    shallow, cache, tmp_path, caplog
+):
+    name = "vit_large_patch16_dinov3"
+    state = shallow(name).state_dict()
+    for file in (f"{name}.sat493m.safetensors", f"{name}.lvd1689m.safetensors"):
+        save_file(state, tmp_path / file)
+        _, info = load_model(tmp_path / file)
+        assert info.rgb_mean == tuple(_model_pretrained_cfgs[file.rpartition(".")[0]].mean)
+    torch.save(meta_dinov3(state), tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth")
+    _, info = load_model(tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", network=name)
+    assert info.rgb_mean == tuple(_model_pretrained_cfgs[f"{name}.sat493m"].mean)
+    cfg = small_config()
+    use_rope_vit(cfg, tmp_path / f"{name}.sat493m.safetensors")
+    assert pytest.approx([255 * x for x in info.rgb_mean], abs=1e-3) == cfg.MODEL.PIXEL_MEAN
+    assert "which weights" not in caplog.text
+    save_file(state, tmp_path / f"{name}.safetensors")
+    load_model(tmp_path / f"{name}.safetensors")
+    assert "does not say which weights" in caplog.text and "lvd1689m or sat493m" in caplog.text
+    small = "vit_small_patch16_dinov3_qkvb"
+    for tag, licence in (("lvd1689m", "dinov3-license"), ("eupe_lvd1689m", "fair-noncomm")):
+        save_file(shallow(small).state_dict(), tmp_path / f"{small}.{tag}.safetensors")
+        assert load_model(tmp_path / f"{small}.{tag}.safetensors")[1].license.startswith(licence)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state, wrong: {"state_dict": wrong, "state_dict_ema": state},  # timm's trainer
+        lambda state, wrong: {"model": wrong, "model_ema": state},
+        lambda state, wrong: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state, wrong: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+        lambda state, wrong: {"teacher": {f"backbone.{k}": v for k, v in state.items()}},  # Meta's
+    ],
+)
+def test_files_of_training_codes(wrap, shallow, tmp_path):
+    oracle = shallow(TINY)
+    state = oracle.state_dict()
+    wrong = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save(wrap(state, wrong), tmp_path / "file.pth")
+    model, _ = load_model(f"timm:{tmp_path / 'file.pth'}", network=TINY)
+    agree(model, oracle)
+
+
+def test_a_patch_kernel_of_another_size_is_resampled_as_timm_does(shallow, tmp_path, caplog):
+    """EVA-02's files for detection have kernels of 16 px."""
+    name = "eva02_tiny_patch14_224"
+    oracle, larger = shallow(name), timm.create_model(name, depth=1, patch_size=16, img_size=256)
+    state = move_off_initial_values(larger).state_dict()
+    oracle.load_state_dict(checkpoint_filter_fn(dict(state), oracle))
+    torch.save(eva02(state, ""), tmp_path / "eva02_Ti_pt_in21k_p14to16.pt")
+    model, _ = load_model(f"timm:{tmp_path / 'eva02_Ti_pt_in21k_p14to16.pt'}", network=name)
+    agree(model, oracle)
+    assert "resampled from 16 to 14 px" in caplog.text
+
+
+def test_two_final_norms_are_refused(shallow, tmp_path):
+    state = shallow("eva02_tiny_patch14_224").state_dict()
+    state |= {k.replace("fc_norm", "norm"): v + 1 for k, v in state.items() if "fc_norm" in k}
+    save_file(state, tmp_path / "eva02_tiny_patch14_224.x.safetensors")
+    with pytest.raises(InputError, match="two final norms"):
+        load_model(tmp_path / "eva02_tiny_patch14_224.x.safetensors")
+
+
+def test_an_override_of_none_takes_a_part_out(shallow, tmp_path):
+    name = "vit_pe_core_tiny_patch16_384"
+    save_file(shallow(name).state_dict(), tmp_path / f"{name}.x.safetensors")
+    model, info = load_model(tmp_path / f"{name}.x.safetensors", attn_pool_num_heads=None)
+    assert model.attn_pool is None and info.config == {}
+    whole, _ = load_model(tmp_path / f"{name}.x.safetensors", image_size=None, pt_grid_size=None)
+    assert whole.attn_pool is not None and whole.pos_grid == (24, 24)
+    load_model(tmp_path / f"{name}.x.safetensors", features_only=True, num_classes=0)
+    with pytest.raises(ValueError, match=r"overrides .*num_layers.*: missing encoder\.block\.1"):
+        load_model(tmp_path / f"{name}.x.safetensors", num_layers=2)
+
+
+def test_what_timms_files_cannot_say_is_not_lost(shallow, tmp_path):
+    name = "eva02_tiny_patch14_224"
+    save_file(shallow(name).state_dict(), tmp_path / f"{name}.x.safetensors")
+    output = tmp_path / f"{name}.y.safetensors"
+    for changes in ({"patch_size": 16}, {"add_config": {"pt_grid_size": None}}):
+        with pytest.raises(InputError, match="timm's files cannot say p"):
+            convert(tmp_path / f"{name}.x.safetensors", output, **changes)
+    assert not output.exists()
+
+
+def test_a_publishers_pth_is_converted(shallow, tmp_path):
+    """As docs/networks.md has it."""
+    oracle = shallow(TINY)
+    source = tmp_path / "dinov3_vitt16.pth"
+    torch.save(meta_dinov3(oracle.state_dict()), source)
+    for i, name in enumerate((source, f"timm:{source}")):
+        output = tmp_path / f"{TINY}.mine{i}.safetensors"
+        convert(name, output, network=TINY)
+        written = load_file(output)
+        assert all(torch.equal(written[k], v) for k, v in oracle.state_dict().items())
 
 
 def test_transformers_files_load_under_both_prefixes(tmp_path, monkeypatch):
@@ -281,6 +436,28 @@ def test_under_a_detector_they_load_as_birders_do(eupe, caplog):
     x = torch.randn(1, 3, 96, 128)
     neck = oracle.forward_intermediates(x, indices=1, intermediates_only=True)[-1]
     assert relative_difference(model.backbone.net(x)["neck"], neck) < 1e-5
+
+
+@pytest.mark.parametrize("network", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb"])
+def test_a_file_that_fits_two_networks_serves_either(network, shallow, cache, tmp_path):
+    """Meta's DINOv3 of B, L and H have biases of zero."""
+    name = "vit_small_patch16_dinov3"
+    oracle = shallow(name)
+    shallow(f"{name}_qkvb")
+    file = tmp_path / "dinov3_vits16.pth"
+    torch.save(meta_dinov3(oracle.state_dict()), file)
+    for weights in (f"timm:{file}", str(file)):
+        cfg = small_config()
+        with pytest.raises(InputError, match="fits several networks; say which: network="):
+            use_rope_vit(cfg, weights)
+        use_rope_vit(cfg, weights, network=network)
+        assert cfg.MODEL.WEIGHTS.startswith("birder:") and cfg.INPUT.FORMAT == "RGB"
+        cfg.MODEL.WEIGHTS = as_birder_url(weights)
+        model = build_model(cfg).eval()
+        DetectorCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        x = torch.randn(1, 3, 96, 128)
+        neck = oracle.forward_intermediates(x, indices=1, intermediates_only=True)[-1]
+        assert relative_difference(model.backbone.net(x)["neck"], neck) < 1e-5
 
 
 def test_a_local_file_under_a_detector_needs_no_network(shallow, cache, tmp_path):
