@@ -231,8 +231,8 @@ def _read(
     ours, left_out = from_timm(state, network)
     variant = VARIANTS[network]
     own = [each for each in published_weights().values() if each.network == network]
-    named = sorted((e for e in own if e.tag in path.name), key=lambda e: len(e.tag))
-    entry = published or next(iter((*named[::-1], *own)), None)
+    said = max(own, key=lambda e: len(e.tag) * (e.tag in path.name), default=None)
+    entry = published or said
     pretrained, arguments = timms.get("pretrained_cfg", {}), timms.get("model_args", {})
     size = arguments.get("img_size") or (entry.image_size if entry else default_image_size(network))
     patch = variant["patch_size"]
@@ -262,7 +262,8 @@ def _read(
         raise InputError(f"{path} has not the tensors of {network}: {problem}")
     if left_out:
         logger.info("%s: left out, as no part of the network: %s", path, ", ".join(left_out))
-    if not (published or named or pretrained) and len({(e.rgb_mean, e.license) for e in own}) > 1:
+    is_known = published or pretrained or not said or said.tag in path.name
+    if not is_known and len({(each.rgb_mean, each.license) for each in own}) > 1:
         logger.warning(
             "%s does not say which weights of %s it has (%s in its name): pixel statistics and "
             "licence are those of %s",
