@@ -5,10 +5,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -90,7 +89,10 @@ def run(
     video = find_video(inputs)
     if video and (yolo or label_studio):
         raise InputError(f"{video} is a video: --yolo and --label-studio are for images; --json")
-    source = Video(video) if video else _Images(find_images(inputs), output, yolo, slice_side)
+    paths = [video] if video else find_images(inputs)
+    drawn = _paths_within(output, paths, ".mp4" if video else ".png") if output else {}
+    labelled = _paths_within(os.path.join(yolo, "labels"), paths, ".txt") if yolo else {}
+    source = Video(video) if video else _Images(paths, slice_side)
     predictor = Predictor(
         config_file,
         weights,
@@ -105,7 +107,7 @@ def run(
     print(f"{predictor.cfg.MODEL.WEIGHTS}: {len(predictor.classes['names'])} classes", flush=True)
     keep = _class_numbers(classes, predictor.classes["names"])
     labels = Predictions(predictor.classes) if written != [output] else None
-    work = _Work(predictor, keep, output, labels, batch_size)
+    work = _Work(predictor, keep, drawn, labels, batch_size)
     start = time.perf_counter()
     left_out = 0
     if isinstance(source, Video):
@@ -114,8 +116,8 @@ def run(
         left_out = work.predict_images(source)
     if labels and json_file:
         labels.write_coco(json_file)
-    if labels and yolo and isinstance(source, _Images):
-        labels.write_yolo(yolo, source.labels)
+    if labels and yolo:
+        labels.write_yolo(yolo, labelled)
     if labels and label_studio:
         labels.write_label_studio(label_studio, predictor.cfg.MODEL.WEIGHTS)
     print(work.summary(time.perf_counter() - start))
@@ -151,13 +153,9 @@ def _check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
 
 
 class _Images:
-    """Image files, checked, and what is to be written of each."""
+    """Image files, checked."""
 
-    def __init__(
-        self, paths: list[str], output: str | None, yolo: str | None, slice_side: int | None
-    ) -> None:
-        self.pictures = _paths_within(output, paths, ".png") if output else {}
-        self.labels = _paths_within(os.path.join(yolo, "labels"), paths, ".txt") if yolo else {}
+    def __init__(self, paths: list[str], slice_side: int | None) -> None:
         self.ids = {path: i for i, path in enumerate(paths, start=1)}
         self.are_sliced = slice_side is not None
         with any_number_of_pixels(self.are_sliced):
@@ -172,7 +170,7 @@ class _Work:
 
     predictor: Predictor
     keep: torch.Tensor | None  # classes; None: all
-    output: str | None
+    drawn: Mapping[str, str]  # the picture or video of each input; empty: nothing is drawn
     labels: Predictions | None
     batch_size: int
     seconds: float = 0.0
@@ -210,7 +208,7 @@ class _Work:
             try:
                 with any_number_of_pixels(source.are_sliced):
                     image = read_rgb(path)
-                return image if self.output else None, self.predictor.prepare(image, path)
+                return image if self.drawn else None, self.predictor.prepare(image, path)
             except InputError as error:
                 return error
 
@@ -232,7 +230,7 @@ class _Work:
                         self.labels.add(source.ids[path], found, file_name=path)
                     if image is not None:
                         picture = draw_picture(image, found, self.predictor.metadata)
-                        write_picture(picture, source.pictures[path])
+                        write_picture(picture, self.drawn[path])
                 bar.update(len(loaded))
                 # Before the next is read.
                 image = picture = results = found = loaded = batch = None  # type: ignore[assignment]
@@ -248,12 +246,12 @@ class _Work:
             bar = stack.enter_context(
                 tqdm(total=video.num_frames or None, unit="frame", disable=None)
             )
-            if self.output:
-                path = Path(self.output, Path(video.path).stem + ".mp4")
+            if self.drawn:
+                path = self.drawn[video.path]
                 file = stack.enter_context(new_video(path, video.frame_rate, video.size))
             for frames in video.batches(self.batch_size):
                 for frame, found in zip(frames, self.predict(frames, "BGR"), strict=True):
-                    if self.output:
+                    if self.drawn:
                         picture = draw_instances(frame[:, :, ::-1], found, self.predictor.metadata)
                         file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
                     if self.labels:
@@ -277,7 +275,7 @@ def _class_numbers(wanted: Sequence[str] | None, names: list[str]) -> torch.Tens
 
 
 def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
-    """A file in the folder for each image, whose names tell apart what has the same name."""
+    """A file in the folder for each input, whose names tell apart what has the same name."""
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
     stems = Counter(os.path.splitext(name)[0] for name in names)
@@ -288,6 +286,6 @@ def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
             raise InputError(f"{path}: another image has this name too, and YOLO one {stem}.txt")
         file = os.path.join(output, (stem if stems[stem] == 1 else name) + suffix)
         if any(os.path.exists(file) and os.path.samefile(file, each) for each in paths):
-            raise InputError(f"--output {output}: {file} is one of the images; another folder")
+            raise InputError(f"--output {output}: {file} is one of the inputs; another folder")
         files[path] = file
     return files

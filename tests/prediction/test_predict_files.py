@@ -111,7 +111,8 @@ def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
         (["noise.mp4"], {"label_studio": "y"}, r"noise\.mp4 is a video: --yolo and"),
         (["good.png", "good.jpg"], {"yolo": "y"}, r"good\.png: another image has this name"),
         (["good.png"], {"yolo": "good.png/x"}, r"good\.png is no folder"),
-        (["good.png"], {"output": "."}, r"good\.png is one of the images"),
+        (["good.png"], {"output": "."}, r"good\.png is one of the inputs"),
+        (["short.mp4"], {"output": "."}, r"short\.mp4 is one of the inputs"),
         (["good.png"], {"output": "good.png/x"}, r"good\.png is no folder"),
         (["good.png"], {"output": None}, "nothing would be written"),
         (["good.png"], {"batch_size": 0}, "batch size must be 1 or more"),
@@ -123,7 +124,7 @@ def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
-    trained_folder, photos, tmp_path, monkeypatch, inputs, options, message
+    trained_folder, photos, video, tmp_path, monkeypatch, inputs, options, message
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("good.png", "good.jpg"):
@@ -133,6 +134,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     Path("noise.mp4").write_bytes(b"noise" * 100)
     writer = cv2.VideoWriter("empty.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 5, (96, 64))
     writer.release()
+    shutil.copy(video, "short.mp4")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=message) as error:
         run(str(trained_folder), inputs, **{"output": "out", "device": "cpu"} | options)
