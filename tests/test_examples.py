@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from rope_vit_det.data.demo.dataset import generate_demo_dataset
+from rope_vit_det.export.onnx_file import _check_inputs
+from rope_vit_det.export.openvino_file import save_openvino
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -23,6 +27,43 @@ def test_the_notebook_runs(trained_folder, small_demo_dataset):
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert " objects " in answer.stdout and "(1, 192, 8, 10) (1, 192)" in answer.stdout
+
+
+# A backbone whose windows are of 14 cells: it takes multiples of 224 px.
+STEP = 224
+TEXT = """
+<ir_version: 10, opset_import: ["": 20]>
+backbone (float[N, 3, H, W] checked_images) => (float[N, 3, R, C] p5)
+{ p5 = AveragePool <kernel_shape = [32, 32], strides = [32, 32]> (checked_images) }"""
+
+
+class Backbone(torch.nn.Module):
+    def forward(self, images):
+        return {"p5": F.avg_pool2d(images, 32)}
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml", "pt2"])
+def test_an_exported_backbone_gets_images_of_whole_windows(tmp_path, monkeypatch, capsys, suffix):
+    path = tmp_path / f"backbone.{suffix}"
+    info = json.dumps({"multiple_of": STEP})
+    if suffix == "pt2":
+        sides = {2: STEP * torch.export.Dim("rows"), 3: STEP * torch.export.Dim("columns")}
+        images = torch.zeros(1, 3, 2 * STEP, 3 * STEP)
+        program = torch.export.export(Backbone(), (images,), dynamic_shapes=(sides,))
+        torch.export.save(program, path, extra_files={"info.json": info})
+    else:
+        onnx = pytest.importorskip("onnx")
+        model = onnx.parser.parse_model(TEXT)
+        _check_inputs(model, STEP)
+        onnx.helper.set_model_props(model, {"info": info})
+        path.write_bytes(model.SerializeToString())
+        if suffix == "xml":
+            draft = path.rename(tmp_path / "draft.tmp")
+            save_openvino(draft, path.with_suffix(".bin"), info)
+            draft.rename(path)
+    monkeypatch.setattr(sys, "argv", ["run_backbone.py", str(path)])
+    runpy.run_path(str(EXAMPLES / "run_backbone.py"), run_name="__main__")
+    assert capsys.readouterr().out.endswith("p5 (1, 3, 21, 28)\n")  # 672x896 px
 
 
 def test_the_classifier_in_plain_pytorch_learns():
