@@ -4,7 +4,7 @@
 import argparse
 
 from rope_vit_det.engine.command_line import add_config_option, pixels
-from rope_vit_det.errors import input_errors_as_one_line
+from rope_vit_det.errors import InputError, input_errors_as_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,18 +19,23 @@ def parse_args() -> argparse.Namespace:
         metavar="HxW",
         help="of the image, in pixels, or a side of a square (default: 1024)",
     )
-    add("--patch-stride", type=int, default=16, help="with --network (default: 16)")
+    add("--patch-stride", type=int, help="with --network (default: 16)")
     add(
         "--window-size",
         type=int,
         nargs="+",
-        default=[0, 16],
         help="with --network: a table each, 0: global attention (default: 0 16)",
     )
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs over the config")
     args = parser.parse_args()
     if (args.network is None) == (not args.config_file):
-        parser.error("give either --network or --config-file")
+        raise InputError("give either --network or --config-file")
+    if args.network and args.opts:
+        raise InputError(f"{args.opts[0]}: KEY VALUE pairs are for --config-file")
+    for option, key in (("patch_stride", "PATCH_STRIDE"), ("window_size", "WINDOW_SIZE")):
+        if args.config_file and getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is for --network; a config has MODEL.ROPE_VIT.{key}")
     return args
 
 
@@ -40,7 +45,9 @@ def main() -> None:
     if args.network:
         from rope_vit_det.models.complexity import network_tables
 
-        print(network_tables(args.network, args.size, args.patch_stride, args.window_size))
+        stride = 16 if args.patch_stride is None else args.patch_stride
+        windows = [0, 16] if args.window_size is None else args.window_size
+        print(network_tables(args.network, args.size, stride, windows))
     else:
         from rope_vit_det.report.analysis import analyze
 

@@ -21,7 +21,7 @@ def main() -> None:
     add("inputs", nargs="*", help="images, folders, quoted patterns (photos/**/*.jpg)")
     add("-o", "--output", help=".csv or .npz; left out: CSV to stdout")
     add("--embeddings", action="store_true", help="embeddings instead of classes")
-    add("--top-k", type=int, default=5, help="classes an image (default: 5)")
+    add("--top-k", type=int, help="classes an image (default: 5)")
     add("--size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
     add("--model-config", help="JSON over the architecture, e.g. '{\"pt_grid_size\": [16, 16]}'")
     add("--network", help="the architecture, where the file name does not say it")

@@ -19,7 +19,7 @@ def run(
     *,
     output: str | None = None,
     embeddings: bool = False,
-    top_k: int = 5,
+    top_k: int | None = None,
     size: Sequence[int] | None = None,
     model_config: str | None = None,
     network: str | None = None,
@@ -32,6 +32,7 @@ def run(
         weights: see :func:`rope_vit_det.load_model`.
         inputs: see :func:`~rope_vit_det.utils.image_files.find_images`.
         output: a .csv or .npz file; None: CSV to stdout.
+        top_k: classes an image; None: 5.
         size: a side, or (H, W), that images are resized to; None: that of the training.
         model_config: JSON with birder's keys, over the architecture and the file's own `config`.
         network: the architecture, where the file name does not say it.
@@ -42,6 +43,9 @@ def run(
     Raises:
         InputError: nothing was done or written; says why.
     """
+    if embeddings and top_k is not None:
+        raise InputError("--top-k is of classes; leave it out with --embeddings")
+    top_k = 5 if top_k is None else top_k
     if output is not None:
         check_output(output)
     images = find_images(inputs)

@@ -125,13 +125,18 @@ def run(
         raise InputError(f"{output}: --fp16 and --int8 are for .xml")
     if fp16 and int8 is not None:
         raise InputError("--fp16 and --int8: one of them")
+    if is_reduced and images:
+        raise InputError("--image: --fp16 and --int8 are judged by AP, not on images")
     evaluate |= is_reduced
+    if max_ap_loss is not None and not evaluate:
+        raise InputError("--max-ap-loss is for --eval, which measures AP; add it")
     if max_ap_loss is None:
         max_ap_loss = 0.1 if int8 is None else 1.0
     bound_caches()
     if not os.path.isdir(config_file):
         config_file = find_config_file(config_file)
-    cfg = read_detector_config(config_file, weights, opts, threshold)
+    on_cpu = {"MODEL.DEVICE": "files are made on the CPU"}
+    cfg = read_detector_config(config_file, weights, opts, threshold, on_cpu)
     cfg.MODEL.DEVICE = "cpu"
     if evaluate:
         use_own_data(cfg, eval_only=int8 != TRAIN)

@@ -1,6 +1,6 @@
 """From what a training left, or a config and a checkpoint, to a detector with class names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -21,7 +21,11 @@ _THRESHOLDS = ("ROI_HEADS", "RETINANET")
 
 
 def read_detector_config(
-    config_or_dir: str, weights: str | None, opts: Sequence[str], threshold: float
+    config_or_dir: str,
+    weights: str | None,
+    opts: Sequence[str],
+    threshold: float,
+    settled: Mapping[str, str],
 ) -> CfgNode:
     """The config of a trained detector, MODEL.WEIGHTS set.
 
@@ -31,12 +35,21 @@ def read_detector_config(
             names.
         opts: KEY VALUE pairs.
         threshold: least score of a detection.
+        settled: keys that the caller sets, whatever `opts` say, and what to do instead.
 
     Raises:
-        InputError: there is no config, or no checkpoint.
+        InputError: there is no config, or no checkpoint; `opts` would have no effect.
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"the confidence threshold must be from 0 to 1, got {threshold}")
+    by_threshold = "give --confidence-threshold (in Python, threshold)"
+    remedies = {f"MODEL.{head}.SCORE_THRESH_TEST": by_threshold for head in _THRESHOLDS}
+    remedies |= settled
+    if weights is not None:
+        remedies["MODEL.WEIGHTS"] = "--weights is given too"
+    for key in opts[::2]:
+        if key in remedies:
+            raise InputError(f"{key} would have no effect among --opts: {remedies[key]}")
     cfg, file = read_run_config(config_or_dir, opts)
     path = Path(config_or_dir)
     if weights is None and path.is_dir() and "MODEL.WEIGHTS" not in opts:

@@ -29,6 +29,14 @@ ImageLike: TypeAlias = str | os.PathLike | BinaryIO | Image.Image | np.ndarray
 # Detectron2's input: "image" (3, h, w) uint8, and "height" and "width" of the result.
 Prepared: TypeAlias = dict[str, Any]
 
+# Keys that have an argument here, and its names.
+_SETTLED = {
+    "MODEL.DEVICE": "give --device (in Python, device)",
+    "TEST.AUG.ENABLED": "give --tta (in Python, tta)",
+    "TEST.SLICE.ENABLED": "give --slice (in Python, slice_side)",
+    "TEST.SLICE.SIZE": "give --slice (in Python, slice_side)",
+}
+
 
 class Predictor:
     """A trained detector for images of any size.
@@ -61,7 +69,7 @@ class Predictor:
             config_or_dir: a yaml config, or the OUTPUT_DIR of a training.
             weights: a checkpoint; None: of a folder, model_best.pth, else model_final.pth, else the
                 last; of a config, what it names.
-            opts: KEY VALUE pairs over the config.
+            opts: KEY VALUE pairs over the config, but for what an argument says.
             threshold: least score of a detection.
             categories: a COCO file with the classes, for a checkpoint that does not hold them.
             device: None: the GPU where there is one, else the CPU.
@@ -77,7 +85,9 @@ class Predictor:
             InputError: names the file, key or value that is wrong, and the remedy.
         """
         bound_caches()
-        cfg = read_detector_config(os.fspath(config_or_dir), _path(weights), opts, threshold)
+        cfg = read_detector_config(
+            os.fspath(config_or_dir), _path(weights), opts, threshold, _SETTLED
+        )
         self.device = find_device(device)
         cfg.MODEL.DEVICE = str(self.device)
         _check(cfg, tta)

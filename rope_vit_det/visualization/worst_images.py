@@ -44,6 +44,8 @@ def run(
         raise InputError(
             "--number is 1 or more, --iou above 0 and up to 1, --confidence-threshold from 0 to 1"
         )
+    if dataset and (val_json or val_images):
+        raise InputError("--dataset, or --val-json and --val-images: one of them")
     if dataset:
         json_file, folder = registered_files(dataset)
     elif val_json and val_images:

@@ -171,6 +171,7 @@ def test_images_folders_and_patterns(photos, tmp_path):
         (["{photos}", "--model-config", '{{"qk_norm": true}}'], "qk_norm"),
         (["{photos}", "--batch-size", "0"], "batch size"),
         (["{photos}", "--device", "cuda:99"], "cuda:99 cannot be used"),
+        (["{photos}", "--embeddings", "--top-k", "3"], "--top-k is of classes"),
         (["{photos}", "--output", "out.txt"], "must end in"),
         (["{photos}", "--output", "{photos}/a.jpg/out.csv"], "a.jpg is no folder"),
     ],

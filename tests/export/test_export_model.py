@@ -300,6 +300,9 @@ def test_a_file_is_not_written_where_the_exported_model_differs():
         ("d.ts", {"images": ["none.jpg"]}, "none.jpg"),
         ("d.ts", {"weights": "none.pth"}, "none.pth"),
         ("d.ts", {"config_file": "none.yaml"}, "none.yaml"),
+        ("d.ts", {"max_ap_loss": 0.5}, "--max-ap-loss is for --eval"),
+        ("d.ts", {"opts": ["MODEL.DEVICE", "cuda"]}, "MODEL.DEVICE would have no effect"),
+        ("d.ts", {"opts": ["MODEL.RETINANET.SCORE_THRESH_TEST", "0"]}, "--confidence-threshold"),
     ],
 )
 def test_wrong_inputs_are_named_and_nothing_is_written(

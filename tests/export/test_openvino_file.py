@@ -133,6 +133,7 @@ def test_fewer_bits_are_nearly_the_same_and_take_less_room(graph, tmp_path):
     [
         ("d.onnx", {"fp16": True}, "--fp16 and --int8 are for .xml"),
         ("d.xml", {"fp16": True, "int8": "own_train"}, "one of them"),
+        ("d.xml", {"fp16": True, "images": ["a.jpg"]}, "--image: --fp16 and --int8 are judged"),
         ("there.xml", {}, r"there\.bin is there already"),
     ],
 )

@@ -121,8 +121,14 @@ def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
         (["good.png"], {"device": "abacus"}, "device abacus cannot be used"),
         (["good.png"], {"classes": ["stra"]}, r"no class 'stra'; there is star"),
         (["good.png"], {"weights": "gone.pth"}, r"gone\.pth: no such file"),
+        (["good.png"], {"opts": ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9"]},
+         r"MODEL\.ROI_HEADS\.SCORE_THRESH_TEST .* give --confidence-threshold"),
+        (["good.png"], {"opts": ["MODEL.DEVICE", "cpu"]}, r"MODEL\.DEVICE .* give --device"),
+        (["good.png"], {"opts": ["TEST.AUG.ENABLED", "True"]}, "give --tta"),
+        (["good.png"], {"opts": ["VERSION", "2", "TEST.SLICE.SIZE", "64"]}, "give --slice"),
+        (["good.png"], {"opts": ["MODEL.WEIGHTS", "a"], "weights": "b"}, "--weights is given too"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(
     trained_folder, photos, video, tmp_path, monkeypatch, inputs, options, message
 ):

@@ -1,14 +1,20 @@
 """What a detector costs, part by part."""
 
+import runpy
+import sys
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
 import torch
 from detectron2.utils.analysis import FlopCountAnalysis
 
 from rope_vit_det.report.analysis import analyze, build_detector, detector_complexity
 
-DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+TOOL = ROOT / "tools" / "analyze_model.py"
+NETWORK = ("--network", "rope_vit_reg1_t16")
 
 
 def detector(*opts):
@@ -40,3 +46,20 @@ def test_the_parts_are_those_that_fvcore_counts_in_the_detector():
 def test_the_table_names_what_was_counted():
     args = Namespace(config_file=[DEMO], opts=[], size=(100, 120), num_gpus=1, eval_only=False)
     assert f"{DEMO}, an image of 128x128 px" in analyze(args)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either --network or --config-file"),
+        ((*NETWORK, "MODEL.ROPE_VIT.WINDOW_SIZE", "8"), "MODEL.ROPE_VIT.WINDOW_SIZE: KEY VALUE"),
+        (("--config-file", DEMO, "--window-size", "4"), "has MODEL.ROPE_VIT.WINDOW_SIZE"),
+        (("--config-file", DEMO, "--patch-stride", "14"), "has MODEL.ROPE_VIT.PATCH_STRIDE"),
+    ],
+)
+def test_wrong_options_are_named_in_one_line(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["analyze_model.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(TOOL), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line

@@ -64,6 +64,7 @@ def test_names_do_not_hide_a_crowd(number, is_named):
         ({"dataset": ""}, "name the ground truth"),
         ({"dataset": "nothing"}, "no dataset is registered as 'nothing'"),
         ({"val_json": "gone.json", "val_images": "."}, r"gone\.json: No such file"),
+        ({"dataset": "x", "val_json": "gone.json"}, "one of them"),
         ({"dataset": "x", "number": 0}, "--number is 1 or more"),
     ],
 )
