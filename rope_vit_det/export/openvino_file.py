@@ -39,8 +39,8 @@ def calibration_images(
     """
     mapper: Any = ReadableMapper(DatasetMapper(cfg, is_train=False))
     records = get_detection_dataset_dicts(dataset, filter_empty=False)
-    spacing = max(1, len(records) // CALIBRATION_IMAGES)
-    records = records[: spacing * CALIBRATION_IMAGES : spacing]
+    count = min(len(records), CALIBRATION_IMAGES)
+    records = [records[i * len(records) // count] for i in range(count)]
     return MapDataset(records, lambda record: prepare(mapper(record)["image"].float()))
 
 

@@ -1,5 +1,6 @@
 """Models for OpenVINO beside the ones that they were made of."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from rope_vit_det.errors import InputError, RunError
 from rope_vit_det.export import export_model as main
+from rope_vit_det.export import openvino_file
 from rope_vit_det.export.onnx_file import _check_inputs, load_onnx
 from rope_vit_det.export.openvino_file import load_openvino, save_openvino
 
@@ -126,6 +128,21 @@ def test_fewer_bits_are_nearly_the_same_and_take_less_room(graph, tmp_path):
         assert distance < {"f32": 1e-5, "fp16": 1e-3, "int8": 0.05}[name]
         assert name == "f32" or distance > 1e-7
     assert kept["int8"] < kept["fp16"] < kept["f32"]
+
+
+@pytest.mark.parametrize("number", [3, 100, 199, 250, 1050])
+def test_images_of_the_whole_dataset_are_taken_for_8_bits(monkeypatch, number):
+    monkeypatch.setattr(
+        openvino_file, "get_detection_dataset_dicts", lambda *_, **__: range(number)
+    )
+    monkeypatch.setattr(openvino_file, "DatasetMapper", lambda *_, **__: None)
+    monkeypatch.setattr(
+        openvino_file, "ReadableMapper", lambda _: lambda record: {"image": torch.tensor(record)}
+    )
+    taken = [int(each) for each in openvino_file.calibration_images(None, "any", lambda x: x)]
+    assert len(taken) == min(number, 100) and taken[0] == 0
+    gaps = [b - a for a, b in itertools.pairwise([*taken, number])]
+    assert max(gaps) - min(gaps) <= 1
 
 
 @pytest.mark.parametrize(
