@@ -5,8 +5,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,6 +92,15 @@ def run(
     paths = [video] if video else find_images(inputs)
     drawn = _paths_within(output, paths, ".mp4" if video else ".png") if output else {}
     labelled = _paths_within(os.path.join(yolo, "labels"), paths, ".txt") if yolo else {}
+    _check_distinct(
+        [*paths, *filter(None, (config_file, weights, categories))],
+        {
+            "--output": drawn.values(),
+            "--yolo": (*labelled.values(), os.path.join(yolo, "data.yaml")) if yolo else (),
+            "--json": filter(None, [json_file]),
+            "--label-studio": filter(None, [label_studio]),
+        },
+    )
     source = Video(video) if video else _Images(paths, slice_side)
     predictor = Predictor(
         config_file,
@@ -284,8 +293,31 @@ def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
         stem = os.path.splitext(name)[0]
         if stems[stem] > 1 and suffix == ".txt":
             raise InputError(f"{path}: another image has this name too, and YOLO one {stem}.txt")
-        file = os.path.join(output, (stem if stems[stem] == 1 else name) + suffix)
-        if any(os.path.exists(file) and os.path.samefile(file, each) for each in paths):
-            raise InputError(f"--output {output}: {file} is one of the inputs; another folder")
-        files[path] = file
+        files[path] = os.path.join(output, (stem if stems[stem] == 1 else name) + suffix)
     return files
+
+
+def _check_distinct(read: Iterable[str], written: Mapping[str, Iterable[str]]) -> None:
+    """
+    Args:
+        read: files, and folders.
+        written: files, by the option that asks for them.
+
+    Raises:
+        InputError: one would take the place of another.
+    """
+    users = {_identity(path): "is one of the inputs" for path in read}
+    for option, files in written.items():
+        for file in files:
+            key = _identity(file)
+            if key in users:
+                raise InputError(f"{option}: {file} {users[key]}; name another file or folder")
+            users[key] = f"is what {option} writes too"
+
+
+def _identity(path: str) -> tuple[int, int] | str:
+    """Of a file that is there or not yet, whatever path leads to it."""
+    with suppress(OSError):
+        stat = os.stat(path)
+        return stat.st_dev, stat.st_ino
+    return os.path.realpath(path)

@@ -113,6 +113,13 @@ def test_a_video_becomes_a_video(trained_folder, video, tmp_path):
         (["good.png"], {"yolo": "good.png/x"}, r"good\.png is no folder"),
         (["good.png"], {"output": "."}, r"good\.png is one of the inputs"),
         (["short.mp4"], {"output": "."}, r"short\.mp4 is one of the inputs"),
+        (["good.png"], {"output": None, "json_file": "good.png"}, r"--json: good\.png is one of"),
+        (["good.png"], {"label_studio": "link.png"}, r"--label-studio: link\.png is one of the"),
+        (["good.png"], {"json_file": "a.json", "label_studio": "./a.json"}, "what --json writes"),
+        (["good.png"], {"output": "a", "json_file": "a/good.png"}, "is what --output writes"),
+        (["good.png"], {"yolo": "a", "json_file": "a/data.yaml"}, "is what --yolo writes"),
+        (["good.png", "good.jpg", "good.jpg.jpg"], {}, r"good\.jpg\.png is what --output writes"),
+        (["good.png"], {"json_file": "a.pth", "weights": "a.pth"}, r"a\.pth is one of the inputs"),
         (["good.png"], {"output": "good.png/x"}, r"good\.png is no folder"),
         (["good.png"], {"output": None}, "nothing would be written"),
         (["good.png"], {"batch_size": 0}, "batch size must be 1 or more"),
@@ -133,7 +140,8 @@ def test_bad_input_is_refused_before_anything_is_written(
     trained_folder, photos, video, tmp_path, monkeypatch, inputs, options, message
 ):
     monkeypatch.chdir(tmp_path)
-    for name in ("good.png", "good.jpg"):
+    Path("link.png").symlink_to("good.png")
+    for name in ("good.png", "good.jpg", "good.jpg.jpg"):
         Image.new("RGB", (40, 30)).save(name)
     Path("cut.jpg").write_bytes((photos / "0" / "0.jpg").read_bytes()[:2000])
     Image.fromarray(np.full((20, 20), 40000, np.uint16)).save("deep.png")
