@@ -47,6 +47,10 @@ def main() -> None:
 
         stride = 16 if args.patch_stride is None else args.patch_stride
         windows = [0, 16] if args.window_size is None else args.window_size
+        if stride < 1:
+            raise InputError(f"--patch-stride is {stride}; allowed: 1 or more")
+        if min(windows) < 0:
+            raise InputError(f"--window-size is {min(windows)}; allowed: 0 or more")
         print(network_tables(args.network, args.size, stride, windows))
     else:
         from rope_vit_det.report.analysis import analyze

@@ -53,6 +53,8 @@ def test_the_table_names_what_was_counted():
     [
         ((), "give either --network or --config-file"),
         ((*NETWORK, "MODEL.ROPE_VIT.WINDOW_SIZE", "8"), "MODEL.ROPE_VIT.WINDOW_SIZE: KEY VALUE"),
+        ((*NETWORK, "--patch-stride", "0"), "--patch-stride is 0; allowed: 1 or more"),
+        ((*NETWORK, "--window-size", "0", "-1"), "--window-size is -1; allowed: 0 or more"),
         (("--config-file", DEMO, "--window-size", "4"), "has MODEL.ROPE_VIT.WINDOW_SIZE"),
         (("--config-file", DEMO, "--patch-stride", "14"), "has MODEL.ROPE_VIT.PATCH_STRIDE"),
     ],
