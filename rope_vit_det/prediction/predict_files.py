@@ -288,12 +288,19 @@ def _paths_within(output: str, paths: list[str], suffix: str) -> dict[str, str]:
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
     stems = Counter(os.path.splitext(name)[0] for name in names)
+    read = set(map(_identity, paths))
     files = {}
     for path, name in zip(paths, names, strict=True):
         stem = os.path.splitext(name)[0]
         if stems[stem] > 1 and suffix == ".txt":
             raise InputError(f"{path}: another image has this name too, and YOLO one {stem}.txt")
-        files[path] = os.path.join(output, (stem if stems[stem] == 1 else name) + suffix)
+        plain = os.path.join(output, stem + suffix)
+        if stems[stem] > 1 and _identity(plain) in read:
+            raise InputError(
+                f"--output {output}: {plain} is one of the inputs, as a picture of an earlier run "
+                "would be; name another folder"
+            )
+        files[path] = plain if stems[stem] == 1 else os.path.join(output, name + suffix)
     return files
 
 

@@ -20,7 +20,7 @@ from ..engine.run_folder import settle_seed
 from ..engine.setup import load_config
 from ..errors import InputError
 from .colours import class_metadata
-from .sheets import fit_scale, make_sheet, write_picture
+from .sheets import check_no_other_run, fit_scale, make_sheet, write_picture
 
 _PANEL = (440, 400)  # pixels, of the sheet
 _COLUMNS = 4
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         pictures[f"{len(pictures):03d}_{name}.png"] = draw_sample(sample, cfg, metadata)
         panels.append(draw_sample(sample, cfg, metadata, panel=_PANEL))
     folder = Path(args.output_dir)
+    check_no_other_run(folder, pictures)
     for name, picture in pictures.items():
         write_picture(picture, folder / name)
     sheet = make_sheet(panels, _COLUMNS, _PANEL[0])

@@ -1,16 +1,36 @@
-"""Pictures on one sheet. All are RGB, (H, W, 3) uint8."""
+"""Pictures in a folder, and on one sheet. All are RGB, (H, W, 3) uint8."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import InputError
 from ..utils.atomic_files import new_file
 
 _CAPTION_HEIGHT = 44
 _GAP = 8
 _READABLE_SIDE = 640  # pixels
+
+
+def check_no_other_run(folder: str | os.PathLike, names: Collection[str]) -> None:
+    """Before numbered pictures (000_NAME.png) are written into a folder.
+
+    Args:
+        names: theirs.
+
+    Raises:
+        InputError: pictures of an earlier run would stay among them.
+    """
+    for path in sorted(Path(folder).glob("*.png")):
+        if re.match(r"\d{3,}_", path.name) and path.name not in names:
+            raise InputError(
+                f"{folder} holds pictures of an earlier run ({path.name}), which would stay among "
+                "the new ones; remove them, or name another folder"
+            )
 
 
 def write_picture(picture: np.ndarray, path: str | os.PathLike) -> None:

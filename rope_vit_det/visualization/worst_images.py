@@ -12,7 +12,7 @@ from ..evaluation.matching import ImageMatches, match_images
 from ..evaluation.results import find_task, read_results, read_truth, registered_files, restrict
 from ..utils.image_files import read_rgb
 from .mistakes import draw_mistakes
-from .sheets import write_picture
+from .sheets import check_no_other_run, write_picture
 
 
 def run(
@@ -57,12 +57,15 @@ def run(
     truth = restrict(truth, covered)
     task = find_task(found, truth)
     matches = match_images(truth, found, min_score=confidence_threshold, iou=iou, task=task)
-    pictures = draw_images(matches[:number], folder, truth.cats, masks=task == "segm")
-    for rank, (each, picture) in enumerate(zip(matches, pictures, strict=False), start=1):
-        stem = Path(each.image["file_name"]).stem
-        write_picture(picture, Path(output, f"{rank:03d}_{stem}.png"))
+    worst = matches[:number]
+    stems = [Path(each.image["file_name"]).stem for each in worst]
+    names = [f"{rank:03d}_{stem}.png" for rank, stem in enumerate(stems, start=1)]
+    check_no_other_run(output, names)
+    pictures = draw_images(worst, folder, truth.cats, masks=task == "segm")
+    for name, picture in zip(names, pictures, strict=True):
+        write_picture(picture, Path(output, name))
     _print_summary(matches, task, iou, confidence_threshold)
-    print(f"written: {output}, the {min(number, len(matches))} worst images, the worst first")
+    print(f"written: {output}, the {len(worst)} worst images, the worst first")
 
 
 def draw_images(

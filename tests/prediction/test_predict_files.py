@@ -187,6 +187,18 @@ def test_images_of_which_nothing_is_left_are_named_and_the_rest_is_predicted(
     assert not (tmp_path / "found.json").exists()
 
 
+@pytest.mark.parametrize("drawn", [".", "drawn"])
+def test_what_was_drawn_is_not_taken_for_a_photograph(trained_folder, photos, tmp_path, drawn):
+    shutil.copy(photos / "0" / "0.jpg", tmp_path)
+    arguments = (str(trained_folder), [str(tmp_path)])
+    output = str(tmp_path / drawn)
+    assert run(*arguments, output=output, device="cpu") == 0
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"0\.png is one of the inputs"):
+        run(*arguments, output=output, device="cpu")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_image_is_decoded_once(trained_folder, photos, tmp_path, monkeypatch):
     paths = sorted(map(str, photos.rglob("*.jpg")))
     for kind in ("png", "bmp"):

@@ -26,6 +26,11 @@ def test_the_worst_images_come_first_each_in_a_picture(known_results, tmp_path, 
     worst = sorted(counts, key=lambda i: (f1[i], -sum(counts[i][1:])))[:3]
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [f"{rank:03d}_{i - 1:06d}.png" for rank, i in enumerate(worst, start=1)]
+    (tmp_path / "mine.png").touch()
+    results.run(str(known_results.results_file), str(tmp_path), number=3, **truth)  # the same again
+    with pytest.raises(InputError, match=f"holds pictures of an earlier run .{names[2]}"):
+        results.run(str(known_results.results_file), str(tmp_path), number=2, **truth)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "mine.png"]
     found, false, missed = (sum(each) for each in zip(*counts.values(), strict=True))
     told = capsys.readouterr().out
     assert f"{found} objects found, {missed} missed, {false} false detections" in told
@@ -92,6 +97,9 @@ def test_data_are_drawn_as_the_loader_feeds_them(small_demo_dataset, tmp_path):
     assert len(pictures) == 2 and (tmp_path / "sheet.jpg").is_file()
     # The size after the augmentation, not that of the file.
     assert all(Image.open(path).size == (96, 96) for path in pictures)
+    (tmp_path / "002_of_an_earlier_run.png").touch()
+    with pytest.raises(InputError, match=r"earlier run .*002_of"):
+        samples.run(arguments(small_demo_dataset, tmp_path, *lsj))
 
 
 def test_a_sample_is_drawn_in_the_right_channel_order_with_its_mask(detector_cfg):
