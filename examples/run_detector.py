@@ -9,6 +9,7 @@ torchvision; neither rope_vit_det nor Detectron2. A fourth argument is the least
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -63,7 +64,9 @@ def load(path: str) -> tuple[Callable[[np.ndarray, np.ndarray], dict[str, np.nda
 def prepare(image: Image.Image, info: dict) -> tuple[np.ndarray, np.ndarray, float]:
     """The image scaled and padded, (3, H, W), its height and width without padding, the scale."""
     short, long = sorted(image.size)
-    scale = min(info["shortest_side"] / short, info["longest_side"] / long)
+    scale = 1.0
+    if info["shortest_side"]:  # 0: images as they are
+        scale = min(info["shortest_side"] / short, info["longest_side"] / long)
     size = (round(image.width * scale), round(image.height * scale))
     pixels = np.array(image.resize(size, Image.Resampling.BILINEAR), np.float32)  # (h, w, 3), RGB
     if info["channels"] == "BGR":
@@ -97,6 +100,7 @@ def main(model_file: str, image_file: str, output: str, threshold: float | str =
     detector, info = load(model_file)
     image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
     padded, inner, scale = prepare(image, info)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     found = detector(padded, inner)
     found = {name: values[found["scores"] > float(threshold)] for name, values in found.items()}
     found["pred_boxes"] = (found["pred_boxes"] / scale).clip(0, [*image.size, *image.size])

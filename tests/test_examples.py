@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
 
 from rope_vit_det.data.demo.dataset import generate_demo_dataset
 from rope_vit_det.export.onnx_file import _check_inputs
@@ -65,6 +68,36 @@ def test_an_exported_backbone_gets_images_of_whole_windows(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["run_backbone.py", str(path)])
     runpy.run_path(str(EXAMPLES / "run_backbone.py"), run_name="__main__")
     assert capsys.readouterr().out.endswith("p5 (1, 3, 21, 28)\n")  # 672x896 px
+
+
+@pytest.mark.parametrize("shortest_side", [0, 48])
+def test_a_detector_gets_images_as_detectron2_would_resize_them(
+    tmp_path, monkeypatch, capsys, shortest_side
+):
+    image = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    given = []
+
+    def detector(padded, size):  # finds the whole image
+        given.append((padded, size))
+        box = np.array([[0, 0, *size[::-1]]], np.float32)
+        return {"pred_boxes": box, "scores": np.ones(1), "pred_classes": np.zeros(1, int)}
+
+    info = {"shortest_side": shortest_side, "longest_side": 70, "multiple_of": 32}
+    info |= {"channels": "RGB", "classes": ["disc"]}
+    main = runpy.run_path(str(EXAMPLES / "run_detector.py"))["main"]
+    monkeypatch.setitem(main.__globals__, "load", lambda path: (detector, info))
+    main("", str(tmp_path / "photo.png"), str(tmp_path / "new" / "drawn.png"))
+    assert capsys.readouterr().out == "disc 1.00 0 0 150 90\n"
+    assert Image.open(tmp_path / "new" / "drawn.png").size == (150, 90)
+    resize = ResizeShortestEdge([shortest_side] * 2, info["longest_side"]).get_transform(image)
+    expected = resize.apply_image(image).transpose(2, 0, 1)
+    ((padded, size),) = given
+    height, width = size
+    assert (height, width) == expected.shape[1:]
+    np.testing.assert_array_equal(padded[:, :height, :width], expected)
+    assert not any(side % 32 for side in padded.shape[1:])
+    assert not padded[:, height:].any() and not padded[:, :, width:].any()
 
 
 def test_the_classifier_in_plain_pytorch_learns():
