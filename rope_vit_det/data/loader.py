@@ -137,7 +137,6 @@ def build_train_loader(
     Raises:
         InputError: a micro-batch would have no image, or a fraction of one.
     """
-    check_batch(cfg, comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
     mapper = ReadableMapper(mapper or build_train_mapper(cfg))
     build = partial(build_detection_train_loader.from_config, cfg, mapper=mapper, sampler=sampler)
     # Samplers draw their seed from NumPy, and share that of rank 0.
@@ -173,10 +172,15 @@ def build_seeded_loader(
 
     Returns:
         Endless, of micro-batches; its `batch_sampler` is a :class:`MicroBatchSampler`.
+
+    Raises:
+        InputError: a micro-batch would have no image, or a fraction of one.
     """
+    num_slots = comm.get_world_size() * accumulate
+    key, of = "total_batch_size (SOLVER.IMS_PER_BATCH)", "processes x micro-batches of each"
+    check_batch(total_batch_size, num_slots, key=key, of=of)
     with_masks = getattr(getattr(mapper, "mapper", mapper), "use_instance_mask", False)
     dataset = clean_records(dataset, with_masks=with_masks)
-    num_slots = comm.get_world_size() * accumulate
     wide = [record.get("width", 0) > record.get("height", 0) for record in dataset]
     batches = MicroBatchSampler(
         sampler=TrainingSampler(len(dataset)) if sampler is None else sampler,

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
@@ -30,11 +29,12 @@ _DIST_URL = re.compile(r"tcp://.+:\d+$|file:///.|auto$")
 _MAX_NUMBERS = 256
 
 
-def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Checks that the processes which a command line asks for can run here, and share a batch.
+def check_processes(args: argparse.Namespace, device: str) -> None:
+    """Checks that the processes which a command line asks for can run here.
 
     Args:
         args: with `num_gpus`: GPUs, or on the CPU processes, of this machine.
+        device: of the model, "cpu" or "cuda".
 
     Raises:
         InputError: they cannot; says why.
@@ -46,10 +46,6 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         )
     if args.num_gpus < 1:
         raise InputError(f"--num-gpus {args.num_gpus}: give 1 or more (on the CPU: processes)")
-    if not args.eval_only:
-        # What Detectron2 scales the batch from, where it does: micro-batches keep their size.
-        reference = cfg.SOLVER.ACCUMULATE and cfg.SOLVER.REFERENCE_WORLD_SIZE
-        check_batch(cfg, reference or count_processes(args) * max(1, cfg.SOLVER.ACCUMULATE))
     if dist.is_torchelastic_launched():
         if args.num_gpus != 1:
             raise InputError(
@@ -59,9 +55,9 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         return
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > 1:
-        if not cfg.MODEL.DEVICE.startswith("cuda"):
+        if not device.startswith("cuda"):
             raise InputError(
-                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {cfg.MODEL.DEVICE}: set "
+                f"--num-gpus {args.num_gpus} with MODEL.DEVICE (train.device) {device}: set "
                 "CUDA_VISIBLE_DEVICES to '' for several processes on the CPU of a machine with GPUs"
             )
         if args.num_gpus > gpus:
@@ -78,21 +74,19 @@ def check_processes(args: argparse.Namespace, cfg: CfgNode) -> None:
         )
 
 
-def check_batch(cfg: CfgNode, parts: int) -> None:
+def check_batch(images: int, parts: int, *, key: str, of: str) -> None:
     """
     Args:
+        images: of a step, over all processes.
         parts: micro-batches of a step, of all processes.
+        key: that says `images`, for the message.
+        of: what makes `parts`, for the message.
 
     Raises:
         InputError: a micro-batch would have no image, or a fraction of one.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH
     if images < 1 or images % parts:  # of batches without images, Detectron2 never gets one
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {images}, the images of a step, does not divide by {parts} "
-            f"(processes x SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}, or "
-            f"SOLVER.REFERENCE_WORLD_SIZE {cfg.SOLVER.REFERENCE_WORLD_SIZE})"
-        )
+        raise InputError(f"{key} {images}, the images of a step, does not divide by {parts} ({of})")
 
 
 def count_processes(args: argparse.Namespace) -> int:

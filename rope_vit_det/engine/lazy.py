@@ -38,7 +38,14 @@ from ..data.coco_file import clean_records
 from ..data.demo.dataset import register_where_named
 from ..data.loader import build_seeded_loader
 from ..data.workers import ShieldedLoader
-from ..distributed.launch import count_processes, launch, starts_the_run, wrap_model
+from ..distributed.launch import (
+    check_batch,
+    check_processes,
+    count_processes,
+    launch,
+    starts_the_run,
+    wrap_model,
+)
 from ..errors import InputError
 from ..evaluation.fast import FastCOCOEvaluator, FastLVISEvaluator
 from ..models.variants import VARIANTS
@@ -80,6 +87,9 @@ def run_lazy(args: argparse.Namespace) -> None:
         return
     output, device = cfg.train.output_dir, cfg.train.device
     if starts_the_run():
+        check_processes(args, device)
+        if not args.eval_only:
+            _check_batch(cfg, count_processes(args))
         check_output(output, args)
         check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
         rehearse(partial(_parts, args), args, output=output, device=device)
@@ -120,11 +130,16 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     evaluators = cfg.dataloader.get("evaluator")
     parts = evaluators if isinstance(evaluators, ListConfig) else [evaluators]
     for part in (*parts, cfg.dataloader.get("test")):
-        target = part.get("_target_") if isinstance(part, DictConfig) else None
-        target = locate(target) if isinstance(target, str) else target
+        target = _target(part)
         if target in _OURS:
             part._target_ = _OURS[target]
     return cfg
+
+
+def _target(part: Any) -> Any:
+    """What a part of a config calls; None: nothing."""
+    target = part.get("_target_") if isinstance(part, DictConfig) else None
+    return locate(target) if isinstance(target, str) else target
 
 
 def _test_loader(*, dataset: Any, **kwargs: Any) -> ShieldedLoader:
@@ -163,6 +178,14 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     except InputError as error:
         keys = "|".join(map(re.escape, LAZY_NAMES))
         raise InputError(re.sub(keys, lambda key: LAZY_NAMES[key[0]], str(error))) from None
+
+
+def _check_batch(cfg: DictConfig, processes: int) -> None:
+    key = "dataloader.train.total_batch_size"
+    images = _select(cfg, key)
+    known = _target(cfg.dataloader.get("train")) is build_detection_train_loader
+    if known and isinstance(images, int):
+        check_batch(images, processes, key=key, of="processes")
 
 
 def dataset_names(cfg: DictConfig, split: str) -> tuple[str, ...]:
@@ -273,9 +296,8 @@ def _precision(cfg: DictConfig) -> torch.dtype:
 def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:
     """That of the config; Detectron2's own with our stream and random state, to resume exactly."""
     seed_all(seed, Purpose.ORDER)
-    parts = {key: instantiate(value) for key, value in cfg.dataloader.train.items()}
-    build = parts.pop("_target_")
-    build = locate(build) if isinstance(build, str) else build
+    build = _target(cfg.dataloader.train)
+    parts = {k: instantiate(v) for k, v in cfg.dataloader.train.items() if k != "_target_"}
     if build is build_detection_train_loader and isinstance(parts["dataset"], list):
         return build_seeded_loader(**parts, seed=seed)
     logger.warning("dataloader.train is not Detectron2's of a list: resumed, its data starts over")

@@ -11,9 +11,9 @@ from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..data.classes import dataset_classes
-from ..distributed.launch import check_processes, launch, starts_the_run
+from ..distributed.launch import check_processes, count_processes, launch, starts_the_run
 from .divergence import replay
-from .micro_batches import agree_on_micro_batches, settle_micro_batches
+from .micro_batches import agree_on_micro_batches, check_micro_batches, settle_micro_batches
 from .rehearsal import rehearse_config
 from .run_folder import check_output, clear_output, describe_output
 from .setup import check_config, check_settings, load_config, setup
@@ -42,7 +42,9 @@ def run(args: argparse.Namespace, *, trainer: type[Trainer] = Trainer) -> None:
     if starts_the_run():
         # These first: they take no time, and the batch is divided by some of them.
         check_settings(cfg, eval_only=args.eval_only)
-        check_processes(args, cfg)
+        check_processes(args, cfg.MODEL.DEVICE)
+        if not args.eval_only:
+            check_micro_batches(cfg, count_processes(args))
         check_output(cfg.OUTPUT_DIR, args)
         check_config(cfg, eval_only=args.eval_only, resume=args.resume)
         rehearse_config(cfg, args, trainer)

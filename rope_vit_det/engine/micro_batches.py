@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 
 from ..config.keys import with_settings
 from ..data.own import register_own_data
-from ..distributed.launch import count_processes
+from ..distributed.launch import check_batch, count_processes
 from ..errors import InputError
 from ..utils.own_process import in_own_process
 from .train_step import build_train_step
@@ -26,6 +26,23 @@ from .train_step import build_train_step
 # The rest of a card's memory is for other libraries, and for objects that are more than usual.
 _SHARE = 0.9
 _SAMPLES = 32  # of the training data, of which the one with the most objects is taken
+
+
+def check_micro_batches(cfg: CfgNode, processes: int) -> None:
+    """
+    Raises:
+        InputError: a micro-batch would have no image, or a fraction of one.
+    """
+    solver = cfg.SOLVER
+    # What Detectron2 scales the batch from, where it does: micro-batches keep their size.
+    reference = solver.ACCUMULATE and solver.REFERENCE_WORLD_SIZE
+    check_batch(
+        solver.IMS_PER_BATCH,
+        reference or processes * max(1, solver.ACCUMULATE),
+        key="SOLVER.IMS_PER_BATCH",
+        of=f"processes x SOLVER.ACCUMULATE {solver.ACCUMULATE}, or SOLVER.REFERENCE_WORLD_SIZE "
+        f"{solver.REFERENCE_WORLD_SIZE}",
+    )
 
 
 def with_micro_batches(cfg: CfgNode, number: int, processes: int) -> CfgNode:

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data.loader import build_seeded_loader, build_train_loader
+from rope_vit_det.errors import InputError
 
 
 @pytest.fixture
@@ -78,6 +79,18 @@ def test_the_order_is_that_of_detectron2s_sampler_and_grouping(cfg, grouping):
     else:
         grouped = ([next(samples) for _ in range(4)] for _ in range(6))
     assert ours == [[x["image_id"] for x in next(grouped)] for _ in range(6)]
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_a_batch_that_the_processes_cannot_share_is_refused_as_by_detectron2(monkeypatch, images):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
+    records = [{"file_name": "a.jpg", "annotations": []}]
+    given = {"mapper": dict, "total_batch_size": images, "sampler": TrainingSampler(1, seed=0)}
+    with pytest.raises(AssertionError, match="divisible"):
+        build_detection_train_loader(records, **given)
+    with pytest.raises(InputError, match=f"total_batch_size .* {images}, .* divide by 2"):
+        build_seeded_loader(records, **given, seed=0)
 
 
 @pytest.mark.parametrize("start", [0, 3])

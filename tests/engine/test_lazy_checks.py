@@ -13,7 +13,8 @@ from detectron2.utils import comm
 from stand_in import cut_down_lazy
 
 from rope_vit_det.engine import lazy
-from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy_config
+from rope_vit_det.engine.command_line import argument_parser
+from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy_config, run_lazy
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.fast import FastCOCOEvaluator
 
@@ -72,6 +73,23 @@ def test_what_fits_passes(load, name):
 def test_what_does_not_is_named_by_its_own_key(load, name, opts, message):
     with pytest.raises(InputError, match=message):
         check_lazy_config(load(name, *opts))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-gpus", "3"), "dataloader.train.total_batch_size 64, .* does not divide by 3"),
+        (("--num-gpus", "128"), "dataloader.train.total_batch_size 64, .* does not divide by 128"),
+        (("--num-gpus", "0"), "--num-gpus 0: give 1 or more"),
+        (("--num-machines", "2"), "needs --dist-url"),
+    ],
+)
+def test_processes_that_cannot_run_or_share_a_batch(load, monkeypatch, flags, message):
+    cfg = load(MASK_RCNN)
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    monkeypatch.setattr(lazy, "launch", lambda *args, **kwargs: pytest.fail("it begins"))
+    with pytest.raises(InputError, match=message):
+        run_lazy(argument_parser().parse_args([*flags, "--no-rehearsal"]))
 
 
 def test_faults_in_the_data(load, small_demo_dataset, tmp_path):

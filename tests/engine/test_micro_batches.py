@@ -11,6 +11,7 @@ from stand_in import cut_down
 from rope_vit_det.config.keys import with_settings
 from rope_vit_det.engine import micro_batches, trainer
 from rope_vit_det.engine.micro_batches import (
+    check_micro_batches,
     fewest_that_fit,
     settle_micro_batches,
     step_that_fits,
@@ -47,6 +48,13 @@ def test_the_fewest_that_fit(images, processes, most, number):
 def test_not_even_one_image_fits():
     with pytest.raises(InputError, match="ACTIVATION_CHECKPOINT True"):
         fewest_that_fit(4, 1, lambda images: False)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused():
+    cfg = _recipe()
+    check_micro_batches(cfg, 8)
+    with pytest.raises(InputError, match=r"IMS_PER_BATCH 16, the images of a step, .* by 3 "):
+        check_micro_batches(cfg, 3)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
