@@ -56,7 +56,7 @@ from ..weights.load import as_birder_url
 from .divergence import replay
 from .hooks import Checkpoints, EventHistory
 from .rehearsal import MAX_IMAGES, Parts, rehearse
-from .run_folder import check_output, clear_output, describe_output, settle_seed
+from .run_folder import check_output, check_writable, clear_output, describe_output, settle_seed
 from .setup import begin, check_data, check_weights
 from .train_step import TrainStep, training_precision
 from .trainer import ResumableTrainer
@@ -90,6 +90,7 @@ def run_lazy(args: argparse.Namespace) -> None:
         check_processes(args, device)
         if not args.eval_only:
             _check_batch(cfg, count_processes(args))
+        check_writable(output, key="train.output_dir")
         check_output(output, args)
         check_lazy_config(cfg, eval_only=args.eval_only, resume=args.resume)
         rehearse(partial(_parts, args), args, output=output, device=device)

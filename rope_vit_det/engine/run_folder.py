@@ -42,17 +42,21 @@ _CONTENTS = (
 )
 
 
-def check_writable(output: str) -> None:
-    """
+def check_writable(output: str, *, key: str = "OUTPUT_DIR") -> None:
+    """Makes the folder of a run, where it is not there.
+
+    Args:
+        key: that names it, for the message.
+
     Raises:
-        InputError: OUTPUT_DIR cannot be written.
+        InputError: it cannot be written.
     """
     try:
         if "://" not in output:
             check_folder(output)
         PathManager.mkdirs(output)
     except (InputError, OSError) as error:
-        raise InputError(f"OUTPUT_DIR: {error}; name another folder") from None
+        raise InputError(f"{key}: {error}; name another folder") from None
 
 
 def check_output(output: str, args: argparse.Namespace) -> None:

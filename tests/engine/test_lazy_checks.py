@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
@@ -15,6 +15,7 @@ from stand_in import cut_down_lazy
 from rope_vit_det.engine import lazy
 from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy_config, run_lazy
+from rope_vit_det.engine.run_folder import TRACEBACK_FILE
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.fast import FastCOCOEvaluator
 
@@ -90,6 +91,28 @@ def test_processes_that_cannot_run_or_share_a_batch(load, monkeypatch, flags, me
     monkeypatch.setattr(lazy, "launch", lambda *args, **kwargs: pytest.fail("it begins"))
     with pytest.raises(InputError, match=message):
         run_lazy(argument_parser().parse_args([*flags, "--no-rehearsal"]))
+
+
+def _fail():
+    raise OverflowError("too much of sour")
+
+
+def test_a_rehearsal_that_fails_says_so_in_a_new_folder(load, tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "first"
+    cfg = load(MASK_RCNN, f"train.output_dir={folder}")
+    cfg.model = LazyCall(_fail)()
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    with pytest.raises(InputError, match="rehearsal, building the model: OverflowError too much"):
+        run_lazy(argument_parser().parse_args([]))
+    assert "in _fail\n" in (folder / TRACEBACK_FILE).read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_named_by_its_key(load, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    cfg = load(MASK_RCNN, f"train.output_dir={tmp_path / 'file' / 'out'}")
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    with pytest.raises(InputError, match=r"train\.output_dir: .*file.*; name another folder"):
+        run_lazy(argument_parser().parse_args([]))
 
 
 def test_faults_in_the_data(load, small_demo_dataset, tmp_path):
