@@ -19,6 +19,7 @@ from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     LVISEvaluator,
     inference_on_dataset,
     print_csv_format,
@@ -166,11 +167,12 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     Raises:
         InputError: names the key or file, and the remedy.
     """
+    _check_loaders(cfg, eval_only=eval_only)
     view = _as_yaml(cfg)
     if resume and not eval_only:
         check_resume(cfg.train.output_dir, _settings(cfg))
     # A split whose loader is not Detectron2's is its author's to check.
-    known = all(view.DATASETS[split] for split in (("TEST",) if eval_only else ("TRAIN", "TEST")))
+    known = view.DATASETS["TEST" if eval_only else "TRAIN"]
     try:
         check_precision(view)
         check_weights(view, eval_only=eval_only, resume=resume, spell=_as_overrides)
@@ -179,6 +181,16 @@ def check_lazy_config(cfg: DictConfig, *, eval_only: bool = False, resume: bool 
     except InputError as error:
         keys = "|".join(map(re.escape, LAZY_NAMES))
         raise InputError(re.sub(keys, lambda key: LAZY_NAMES[key[0]], str(error))) from None
+
+
+def _check_loaders(cfg: DictConfig, *, eval_only: bool) -> None:
+    """A training may do without an evaluator, as in Detectron2's tool."""
+    needed = {"evaluator": "--eval-only"} if eval_only else {"train": "a training"}
+    if cfg.dataloader.get("evaluator") is not None:
+        needed["test"] = "dataloader.evaluator"
+    for name, what in needed.items():
+        if cfg.dataloader.get(name) is None:
+            raise InputError(f"the config has no dataloader.{name}, which {what} needs: define it")
 
 
 def _check_batch(cfg: DictConfig, processes: int) -> None:
@@ -267,11 +279,20 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    if cfg.dataloader.get("evaluator") is None:
+        logger.warning("The config has no dataloader.evaluator: nothing is evaluated")
+        return OrderedDict()
+    results = inference_on_dataset(model, *_test_set(cfg))
     if comm.is_main_process():
         print_csv_format(results)
     return results
+
+
+def _test_set(cfg: DictConfig) -> tuple[Iterable[list[dict]], DatasetEvaluator]:
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    if isinstance(evaluator, ListConfig):
+        evaluator = DatasetEvaluators(list(evaluator))
+    return loader, evaluator
 
 
 def _run_in_process(args: argparse.Namespace) -> None:
@@ -308,12 +329,13 @@ def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:
 def _parts(args: argparse.Namespace, folder: str) -> Parts:
     """What a rehearsal builds; the config is loaded again, since each part of it is used once."""
     cfg = load_lazy_config(args)
-    names = dataset_names(cfg, "test")
+    evaluated = cfg.dataloader.get("evaluator") is not None
+    names = dataset_names(cfg, "test")[:1] if evaluated else ()
     cfg.train.output_dir = folder
     for split in ("train", "test"):
-        if "num_workers" in cfg.dataloader.get(split, ()):
+        if "num_workers" in (cfg.dataloader.get(split) or ()):
             cfg.dataloader[split].num_workers = 0
-    if "total_batch_size" in cfg.dataloader.train:
+    if "total_batch_size" in (cfg.dataloader.get("train") or ()):
         images = cfg.dataloader.train.total_batch_size // count_processes(args)
         cfg.dataloader.train.total_batch_size = min(MAX_IMAGES, max(1, images))
 
@@ -321,13 +343,10 @@ def _parts(args: argparse.Namespace, folder: str) -> Parts:
         instantiate(cfg.lr_multiplier)
         return _build_step(cfg, model, max(0, cfg.train.get("seed", -1)))
 
-    def test_set() -> tuple[Iterable[list[dict]], DatasetEvaluator]:
-        return instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-
     return Parts(
         model=lambda: instantiate(cfg.model).to(cfg.train.device),
         train_step=None if args.eval_only else train_step,
-        test_sets={name: test_set for name in names[:1]},
+        test_sets={name: partial(_test_set, cfg) for name in names},
     )
 
 

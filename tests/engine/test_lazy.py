@@ -16,7 +16,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / RECIPE
 
 def _check(*overrides):
     # No dataset: here it is about weights.
-    opts = ["dataloader.test.dataset.names=[]", *overrides]
+    opts = ["dataloader.train.dataset.names=[]", *overrides]
     args = argparse.Namespace(config_file=[str(CONFIG)], opts=opts)
     check_lazy_config(load_lazy_config(args))
 

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from stand_in import cut_down_lazy
+from torch import nn
 
 from rope_vit_det.engine import lazy
 from rope_vit_det.engine.command_line import argument_parser
@@ -18,6 +19,7 @@ from rope_vit_det.engine.lazy import build_trainer, check_lazy_config, load_lazy
 from rope_vit_det.engine.run_folder import TRACEBACK_FILE
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.fast import FastCOCOEvaluator
+from rope_vit_det.evaluation.ground_truth import score_ground_truth
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_rope_vit_reg4_b14_100ep_lsj.py"
@@ -115,15 +117,62 @@ def test_a_folder_that_cannot_be_made_is_named_by_its_key(load, tmp_path, monkey
         run_lazy(argument_parser().parse_args([]))
 
 
-def test_faults_in_the_data(load, small_demo_dataset, tmp_path):
+def test_several_evaluators_are_rehearsed_on_the_ground_truth_as_one_is(load, monkeypatch):
+    cfg = load(MASK_RCNN)
+    cfg.dataloader.evaluator = [LazyCall(FastCOCOEvaluator)(dataset_name="lazy_test")]
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    ((name, build),) = lazy._parts(argument_parser().parse_args([]), "").test_sets.items()
+    score = score_ground_truth(name, build()[1], detections_per_image=100)
+    assert score.known and score.results["bbox"]["AP"] == score.results["segm"]["AP"] == 100
+
+
+def test_a_training_without_an_evaluator_evaluates_nothing(load, monkeypatch, caplog):
+    cfg = load(MASK_RCNN)
+    del cfg.dataloader["evaluator"], cfg.dataloader["test"]
+    check_lazy_config(cfg)
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    assert not lazy._parts(argument_parser().parse_args([]), "").test_sets
+    assert lazy._test(cfg, nn.Identity()) == {}
+    assert "no dataloader.evaluator: nothing is evaluated" in caplog.text
+
+
+def test_what_is_rehearsed_for_an_evaluation_needs_no_training_data(load, monkeypatch):
+    cfg = load(MASK_RCNN)
+    del cfg.dataloader["train"]
+    monkeypatch.setattr(lazy, "load_lazy_config", lambda args: cfg)
+    parts = lazy._parts(argument_parser().parse_args(["--eval-only"]), "")
+    assert list(parts.test_sets) == ["lazy_test"] and parts.train_step is None
+
+
+@pytest.mark.parametrize(
+    ("part", "eval_only", "needs"),
+    [
+        ("train", False, "a training"),
+        ("evaluator", True, "--eval-only"),
+        ("test", False, "dataloader.evaluator"),
+        ("test", True, "dataloader.evaluator"),
+    ],
+)
+def test_what_a_run_lacks_is_named_before_it(load, part, eval_only, needs):
+    cfg = load(MASK_RCNN, "train.init_checkpoint=nowhere.pth")
+    del cfg.dataloader[part]
+    with pytest.raises(InputError, match=rf"no dataloader\.{part}, which {needs} needs"):
+        check_lazy_config(cfg, eval_only=eval_only)
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_faults_in_the_data(load, small_demo_dataset, tmp_path, tested):
     path = small_demo_dataset / "annotations" / "instances_train.json"
     coco = json.loads(path.read_text())
     coco["annotations"][0]["category_id"] = 99
     (tmp_path / "bad.json").write_text(json.dumps(coco))
     register_coco_instances("bad", {}, str(tmp_path / "bad.json"), str(path.parents[1] / "train"))
     try:
+        cfg = load(MASK_RCNN, "dataloader.train.dataset.names=bad")
+        if not tested:
+            del cfg.dataloader["evaluator"], cfg.dataloader["test"]
         with pytest.raises(InputError, match="1 annotations of a category"):
-            check_lazy_config(load(MASK_RCNN, "dataloader.train.dataset.names=bad"))
+            check_lazy_config(cfg)
     finally:
         DatasetCatalog.remove("bad")
         MetadataCatalog.remove("bad")
