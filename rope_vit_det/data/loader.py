@@ -111,10 +111,12 @@ class SeededDataset(Dataset):
         seed_all(self.seed, Purpose.SAMPLE, position)
         # As Detectron2's MapDataset, another sample where the mapper gives none.
         for _ in range(_TRIES):
-            sample = self.mapper(self.dataset[index])
+            record = self.dataset[index]
+            name = record.get("file_name", f"record {index}")
+            sample = self.mapper(record)
             if sample is not None:
                 return sample
-            logger.warning("The mapper gives no sample for %s", self.dataset[index]["file_name"])
+            logger.warning("The mapper gives no sample for %s", name)
             index = random.randrange(len(self))
         raise RuntimeError(f"the mapper gave no sample {_TRIES} times in a row")
 

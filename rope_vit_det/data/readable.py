@@ -45,7 +45,7 @@ class ReadableMapper:
 
 
 def readable_records(records: list[dict], names: tuple[str, ...], output_dir: str) -> list[dict]:
-    """Leaves out the records whose image cannot be decoded; they are counted and listed.
+    """Leaves out the records whose image file cannot be decoded; they are counted and listed.
 
     All processes are to call it: each decodes its share.
 
@@ -74,10 +74,14 @@ def readable_records(records: list[dict], names: tuple[str, ...], output_dir: st
 
 
 def _problem(record: dict) -> str | None:
-    if not os.path.isfile(record["file_name"]):  # to open a pipe would wait for ever
+    """What is wrong with its image; None as well where it is no file of this machine's."""
+    file = record.get("file_name")
+    if not isinstance(file, str | os.PathLike) or "://" in os.fspath(file):
+        return None
+    if not os.path.isfile(file):  # to open a pipe would wait for ever
         return "no such file"
     try:
-        image_size(record["file_name"], decode=True)
+        image_size(file, decode=True)
     except InputError as error:
         return str(error)
     return None

@@ -112,6 +112,18 @@ def test_a_mapper_that_gives_nothing_is_asked_for_another_sample(cfg):
     assert {x["image_id"] for batch in taken[0] for x in batch} == {5, 6, 7, 8}
 
 
+def test_the_mapper_may_give_nothing_for_a_record_without_a_file(caplog):
+    records = [{"index": index, "annotations": []} for index in range(3)]
+
+    def mapper(record):
+        return record if record["index"] != 1 else None
+
+    loader = build_seeded_loader(records, mapper=mapper, total_batch_size=2, seed=0)
+    seen = {sample["index"] for batch in islice(loader, 6) for sample in batch}
+    assert seen == {0, 2}
+    assert "no sample for record 1" in caplog.text
+
+
 def test_another_seed_gives_another_order_and_other_sizes(cfg):
     first = _take(cfg, 4)
     cfg.SEED = 6

@@ -9,6 +9,7 @@ from PIL import Image
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.data.loader import build_test_loader, build_train_loader
+from rope_vit_det.data.readable import ReadableMapper, readable_records
 from rope_vit_det.errors import InputError
 
 SIZE = (64, 48)
@@ -77,3 +78,16 @@ def test_other_errors_of_a_mapper_stay_what_they_are(cfg):
     with pytest.raises(KeyError, match="bbox_mode"):
         for _, _batch in zip(range(20), build_train_loader(cfg), strict=False):
             pass
+
+
+@pytest.mark.parametrize(
+    "record", [{"index": 3}, {"file_name": None}, {"file_name": "s3://b/3.jpg"}]
+)
+def test_an_image_that_is_no_file_here_is_its_mappers_to_judge(record, tmp_path):
+    def mapper(record):
+        raise ValueError("tile 3 of the archive is broken")
+
+    with pytest.raises(ValueError, match=r"^tile 3 of the archive is broken$"):
+        ReadableMapper(mapper)(record)
+    assert readable_records([record], ("elsewhere",), str(tmp_path)) == [record]
+    assert not list(tmp_path.iterdir())
