@@ -1,11 +1,13 @@
 """The folder of a run: not written over unasked, and what lies in it at the end."""
 
 import argparse
+import contextlib
 import json
 import logging
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -128,6 +130,23 @@ def describe_output(output: str) -> str:
         if (folder / name).exists()
     ]
     return "\n".join([f"In {folder}:", *lines])
+
+
+@contextlib.contextmanager
+def config_kept(output: str) -> Iterator[None]:
+    """Puts the config.yaml of a training back, which Detectron2's `default_setup` writes over.
+
+    --resume, `Predictor` and the report read it.
+    """
+    config = Path(output, "config.yaml")
+    kept = config.read_bytes() if last_checkpoint(output) and config.is_file() else None
+    try:
+        yield
+    finally:
+        if kept is not None:
+            with new_file(config, force=True) as temporary:
+                temporary.write_bytes(kept)
+            logger.info("%s stays the training's; this config is in %s", config, RECORD_FILE)
 
 
 def record_run(output: str, seed: int) -> None:

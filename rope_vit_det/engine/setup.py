@@ -1,6 +1,7 @@
 """From a command line to a checked config: everything that can go wrong before the work starts."""
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ from ..utils.memory import bound_caches
 from ..weights.detectron2_format import read_info
 from ..weights.load import PREFIXES
 from .command_line import add_own_data
-from .run_folder import check_writable, record_run, settle_seed
+from .run_folder import check_writable, config_kept, record_run, settle_seed
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 def begin(cfg: CfgNode | DictConfig, args: argparse.Namespace, output: str, seed: int) -> None:
     """Detectron2's `default_setup`, our log, and a line of record, in every process of a run.
 
+    An evaluation in the folder of a training leaves that one's config.yaml.
+
     Args:
         cfg: whose output folder is None in all but the main process, which writes.
         output: the folder.
@@ -186,6 +189,7 @@ def begin(cfg: CfgNode | DictConfig, args: argparse.Namespace, output: str, seed
     for name in config_files(args):  # as `default_setup` does, which knows only one
         path = find_config_file(name)
         logger.info("Contents of --config-file %s:\n%s", path, Path(path).read_text("utf-8"))
-    default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": ""}))
-    if mine is not None:
-        record_run(mine, seed)
+    with config_kept(mine) if mine and args.eval_only else contextlib.nullcontext():
+        default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": ""}))
+        if mine is not None:
+            record_run(mine, seed)

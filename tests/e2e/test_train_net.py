@@ -93,8 +93,13 @@ def test_evaluation_alone_finds_what_the_training_run_found(run, config, trained
     results = out / "inference" / "coco_instances_results.json"
     there = json.loads(results.read_text())
     results.unlink()
-    weights = ("MODEL.WEIGHTS", out / "model_final.pth")
-    run("train_net.py", *config, "--eval-only", *weights, "OUTPUT_DIR", "out")
+    trained_by = (out / "config.yaml").read_text()
+    # as a measured SOLVER.ACCUMULATE, which an evaluation does not measure
+    options = ("MODEL.WEIGHTS", out / "model_final.pth", "SOLVER.ACCUMULATE", "2")
+    run("train_net.py", *config, "--eval-only", *options, "OUTPUT_DIR", "out")
+    assert (out / "config.yaml").read_text() == trained_by and "ACCUMULATE: 1" in trained_by
+    row = json.loads((out / "runs.json").read_text().splitlines()[-1])
+    assert "ACCUMULATE: 2" in row["config"]
     again = json.loads(results.read_text())
     assert len(again) == len(there) > 0
     for a, b in zip(again, there, strict=True):

@@ -6,7 +6,7 @@ import pytest
 
 from rope_vit_det.data.validation.check import FAULTS_FILE
 from rope_vit_det.engine.command_line import argument_parser
-from rope_vit_det.engine.run_folder import check_output, clear_output, describe_output
+from rope_vit_det.engine.run_folder import check_output, clear_output, config_kept, describe_output
 from rope_vit_det.errors import InputError
 
 
@@ -88,3 +88,21 @@ def test_what_lies_there_is_told(earlier):
     assert str(earlier) in told
     assert re.search(r"^  model_final\.pth +the trained", told, re.MULTILINE)
     assert "metrics.json" not in told
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_config_of_a_training_stays(earlier, is_training):
+    config = earlier / "config.yaml"
+    config.write_text("the first")
+    if not is_training:
+        (earlier / "last_checkpoint").unlink()
+    with pytest.raises(OSError), config_kept(str(earlier)):
+        config.write_text("another")
+        raise OSError
+    assert config.read_text() == ("the first" if is_training else "another")
+
+
+def test_where_a_training_left_no_config_the_evaluations_stays(earlier):
+    with config_kept(str(earlier)):
+        (earlier / "config.yaml").write_text("another")
+    assert (earlier / "config.yaml").read_text() == "another"
