@@ -149,7 +149,7 @@ def config_kept(output: str) -> Iterator[None]:
             logger.info("%s stays the training's; this config is in %s", config, RECORD_FILE)
 
 
-def record_run(output: str, seed: int) -> None:
+def record_run(output: str, seed: int, *, eval_only: bool) -> None:
     """Adds a line to OUTPUT_DIR/runs.json; earlier lines, of a run that is resumed, stay.
 
     Args:
@@ -160,6 +160,7 @@ def record_run(output: str, seed: int) -> None:
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "eval_only": eval_only,
         "seed": seed,
         "git_revision": git_revision(),
         "python": sys.version.split()[0],

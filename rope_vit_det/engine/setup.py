@@ -192,4 +192,4 @@ def begin(cfg: CfgNode | DictConfig, args: argparse.Namespace, output: str, seed
     with config_kept(mine) if mine and args.eval_only else contextlib.nullcontext():
         default_setup(cfg, argparse.Namespace(**vars(args) | {"config_file": ""}))
         if mine is not None:
-            record_run(mine, seed)
+            record_run(mine, seed, eval_only=args.eval_only)

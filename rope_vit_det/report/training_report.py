@@ -63,7 +63,7 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
         raise InputError(f"{folder}: no such folder; name the OUTPUT_DIR of a training")
     cfg, file = read_run_config(folder)
     rows = read_metrics(folder / "metrics.json")
-    record = _last_line(folder / RECORD_FILE)
+    record = _last_training(folder / RECORD_FILE)
     made = {"Python": record.get("python"), **record.get("versions", {})} if record else {}
     curves = [chart(partial(draw_losses, rows=rows))]
     if any(key.endswith("/AP") for row in rows for key in row):
@@ -166,9 +166,10 @@ def _pictures(
     return pictures
 
 
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last JSON object of a file with one a line; empty where there is no such file."""
+def _last_training(path: Path) -> dict[str, Any]:
+    """The last line of a record of starts that is no evaluation's; empty where there is none."""
     try:
-        return json.loads(path.read_text("utf-8").splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+        starts = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
         return {}
+    return next((each for each in reversed(starts) if not each.get("eval_only")), {})

@@ -99,7 +99,7 @@ def test_evaluation_alone_finds_what_the_training_run_found(run, config, trained
     run("train_net.py", *config, "--eval-only", *options, "OUTPUT_DIR", "out")
     assert (out / "config.yaml").read_text() == trained_by and "ACCUMULATE: 1" in trained_by
     row = json.loads((out / "runs.json").read_text().splitlines()[-1])
-    assert "ACCUMULATE: 2" in row["config"]
+    assert "ACCUMULATE: 2" in row["config"] and row["eval_only"]
     again = json.loads(results.read_text())
     assert len(again) == len(there) > 0
     for a, b in zip(again, there, strict=True):
