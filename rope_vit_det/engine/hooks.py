@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoint.checkpoint_files import last_checkpoint
 from ..detectron2_private import go_on_after, last_written
-from ..errors import InputError, StoppedError
+from ..errors import StoppedError
 
 
 class EventHistory(HookBase):
@@ -115,10 +115,11 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def _best_checking(self) -> None:
         iteration = self.trainer.iter
         if comm.is_main_process():  # which alone knows the results
-            check_best_metric(self._val_metric, self.trainer.storage.latest())
             before = self.best_iter
             super()._best_checking()
-            self.num_worse = self.num_worse + 1 if self.best_iter == before else 0
+            # Before there is a first one, none is worse.
+            is_worse = before is not None and self.best_iter == before
+            self.num_worse = self.num_worse + 1 if is_worse else 0
         stop = bool(self.patience) and self.num_worse >= self.patience
         if self.patience and iteration + 1 < self.trainer.max_iter and comm.all_gather(stop)[0]:
             self._checkpointer.save("model_final", iteration=iteration)
@@ -126,21 +127,6 @@ class BestCheckpointer(hooks.BestCheckpointer):
                 f"iteration {iteration}: {self.patience} evaluations without a better "
                 f"{self._val_metric} than {self.best_metric:.5f} of iteration {self.best_iter}"
             )
-
-
-def check_best_metric(best: str, known: Collection[str]) -> None:
-    """
-    Args:
-        known: what an evaluation gives.
-
-    Raises:
-        InputError: it does not give SOLVER.BEST_METRIC.
-    """
-    if best not in known:
-        metrics = sorted(each for each in known if "/AP" in each) or sorted(known)
-        raise InputError(
-            f"SOLVER.BEST_METRIC is {best!r}; the evaluation gives: {', '.join(metrics) or 'none'}"
-        )
 
 
 class Checkpoints(hooks.PeriodicCheckpointer):

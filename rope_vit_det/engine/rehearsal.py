@@ -43,7 +43,6 @@ from ..errors import InputError
 from ..evaluation.ground_truth import score_ground_truth
 from ..evaluation.slicing import in_slices
 from ..utils.own_process import in_own_process
-from .hooks import check_best_metric
 from .run_folder import TRACEBACK_FILE
 from .train_step import TrainStep, build_train_step, total_loss
 
@@ -180,7 +179,7 @@ def _rehearse(build: Callable[[str], Parts], output: str) -> None:
             prefix = f"{name}/" if len(parts.test_sets) > 1 else ""
             found.append({prefix + metric for metric in metrics})
         if parts.best_metric and all(found):
-            check_best_metric(parts.best_metric, set().union(*found))
+            _check_best_metric(parts.best_metric, set().union(*found))
     for line in lines:
         print(line, flush=True)
 
@@ -229,6 +228,21 @@ def _score(
         some = "; ".join(score.missed[:_EXAMPLES])
         lines.append(f"warning: {head}: {len(score.missed)} ({some}), listed in {faults}")
     return set(flatten_results_dict(results or {})), lines
+
+
+def _check_best_metric(best: str, known: Collection[str]) -> None:
+    """
+    Args:
+        known: what an evaluation gives.
+
+    Raises:
+        InputError: it does not give SOLVER.BEST_METRIC.
+    """
+    if best not in known:
+        metrics = sorted(each for each in known if "/AP" in each) or sorted(known)
+        raise InputError(
+            f"SOLVER.BEST_METRIC is {best!r}; the evaluation gives: {', '.join(metrics) or 'none'}"
+        )
 
 
 def _fields(output: Mapping[str, Any]) -> Collection[str] | None:

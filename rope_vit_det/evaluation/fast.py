@@ -77,6 +77,22 @@ class FastCOCOEvaluator(COCOEvaluator):
         # Without annotations, results are written for the evaluation server.
         self._do_evaluation = "annotations" in self._truth
 
+    def reset(self) -> None:
+        super().reset()
+        self._fields: set[str] = set()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        super().process(inputs, outputs)
+        # Where nothing is found, they alone say what was looked for.
+        for output in outputs:
+            if "instances" in output:
+                self._fields |= output["instances"].get_fields().keys()
+
+    def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
+        tasks = {"segm": "pred_masks", "keypoints": "pred_keypoints"}
+        looked_for = {task for task, field in tasks.items() if field in self._fields}
+        return sorted(looked_for.union(super()._tasks_from_predictions(predictions)))
+
     def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
         ids = dict(enumerate(sorted(each["id"] for each in self._truth["categories"])))
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
@@ -105,6 +121,8 @@ class FastCOCOEvaluator(COCOEvaluator):
             evaluated.summarize()
         names = self._metadata.get("thing_classes")
         scores = self._derive_coco_results(evaluated, task, class_names=names)
+        if not results and names and len(names) > 1:  # then Detectron2 leaves the classes out
+            scores |= {f"AP-{name}": float("nan") for name in names}
         if task != "keypoints" and self._max_dets_per_image[-1] != COCO_MAX_DETECTIONS:
             scores["maxDets"] = self._max_dets_per_image[-1]
         return scores

@@ -6,7 +6,6 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import TrainerBase, hooks
 
 from rope_vit_det.engine.hooks import BestCheckpointer, StopTraining
-from rope_vit_det.errors import InputError
 
 
 class _Run(TrainerBase):
@@ -64,6 +63,14 @@ def test_a_resumed_run_knows_the_best(tmp_path):
     assert _steps(tmp_path / "model_best.pth") == 2
 
 
-def test_a_metric_that_there_is_not(tmp_path):
-    with pytest.raises(InputError, match="'segm/AP'; the evaluation gives: bbox/AP"):
-        _Run([1.0], tmp_path, patience=0, metric="segm/AP").train(0, 4)
+def test_before_something_is_found_none_is_worse(tmp_path):
+    nan = float("nan")
+    _Run([nan, nan, 1.0, nan, 2.0], tmp_path, patience=2).train(0, 10)
+    assert _steps(tmp_path / "model_best.pth") == 10
+
+
+def test_an_evaluation_that_lacks_the_metric_ends_no_run(tmp_path, caplog):
+    # Detectron2's COCOEvaluator leaves the masks out where nothing is found.
+    _Run([1.0, 2.0], tmp_path, patience=1, metric="segm/AP").train(0, 4)
+    assert "segm/AP does not seem to be computed" in caplog.text
+    assert not (tmp_path / "model_best.pth").exists()

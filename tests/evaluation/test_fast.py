@@ -8,10 +8,11 @@ from contextlib import redirect_stdout
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 
 from rope_vit_det.errors import InputError
@@ -108,11 +109,24 @@ def test_without_area_and_crowds_and_with_an_id_0(evaluated, tmp_path):
             assert ours[task][metric] == pytest.approx(oracle[task][metric], abs=1e-6)
 
 
-def test_without_predictions(evaluated, tmp_path):
-    name, _, predictions = evaluated
-    nothing = [{"image_id": image["image_id"], "instances": []} for image in predictions]
-    scores = _scores(FastCOCOEvaluator(name, output_dir=str(tmp_path)), nothing)
-    assert np.isnan(scores["bbox"]["AP"])
+def _process(evaluator, coco, **fields):
+    """What an evaluator says of a model that finds nothing."""
+    evaluator.reset()
+    for image in coco.dataset["images"]:
+        instances = Instances((image["height"], image["width"]), **fields)
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+def test_where_nothing_is_found_there_are_the_metrics_that_there_are_else(evaluated, tmp_path):
+    name, coco, predictions = evaluated
+    oracle = _scores(COCOEvaluator(name, output_dir=str(tmp_path)), predictions)
+    fields = {"pred_boxes": Boxes([]), "scores": torch.zeros(0), "pred_classes": torch.zeros(0)}
+    fields["pred_masks"] = torch.zeros(0, 9, 9)
+    ours = _process(FastCOCOEvaluator(name), coco, **fields)
+    _assert_same(ours, {task: dict.fromkeys(oracle[task], np.nan) for task in oracle})
+    with_points = _process(FastCOCOEvaluator(name), coco, pred_keypoints=torch.zeros(0, 17, 3))
+    assert with_points.keys() == {"bbox", "keypoints"}
 
 
 @pytest.fixture
