@@ -253,10 +253,16 @@ def _clip(
 ) -> None:
     """Clips all gradients in a few calls; Detectron2 does one by one, and has no "full_model"."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # A GradScaler leaves it to a fused optimizer to unscale, as Detectron2's AMPTrainer does.
+    scale: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
+    if scale is not None:
+        for gradient in gradients:
+            gradient.div_(scale)
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
     if clip.CLIP_TYPE == "value":
         nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
     elif clip.CLIP_TYPE == "norm":
-        gradients = [p.grad for p in parameters if p.grad is not None]
         clip_each_norm(gradients, clip.CLIP_VALUE, clip.NORM_TYPE)
     else:
         nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)

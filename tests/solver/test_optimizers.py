@@ -14,7 +14,7 @@ from torch import nn
 
 from rope_vit_det import create_backbone
 from rope_vit_det.errors import InputError
-from rope_vit_det.solver import OPTIMIZERS, build_optimizer
+from rope_vit_det.solver import OPTIMIZERS, build_optimizer, optimizers
 from rope_vit_det.solver.optimizers import learning_rate_table
 
 
@@ -276,6 +276,36 @@ def test_clipping_is_detectron2s_to_the_bit(detector_cfg, clip_type, norm_type):
     theirs = torch.optim.SGD(oracle.parameters(), lr=1.0)
     _steps(oracle, maybe_add_gradient_clipping(detector_cfg, theirs), 1)
     assert _same(model, oracle) and not _same(model, before)
+
+
+@pytest.mark.parametrize("clip_type", ["value", "norm", "full_model"])
+def test_a_fused_optimizer_clips_without_the_scale_that_detectron2_leaves_to_it(
+    detector_cfg, monkeypatch, clip_type
+):
+    clip = detector_cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, clip_type, 0.5
+    monkeypatch.setattr(optimizers, "_are_on_gpu", lambda groups: True)
+
+    def train(start, scale):
+        model = copy.deepcopy(start)
+        optimizer = build_optimizer(detector_cfg, model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+        calls, done = 0, 0
+        while done < 3:  # the lines of AMPTrainer
+            optimizer.zero_grad()
+            scaler.scale((100 * model.head(x)).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            calls, done = calls + 1, optimizer.state[model.head.weight]["step"]
+        return model, calls
+
+    start = _Blocks()
+    plain, _ = train(start, 1)
+    assert not _same(plain, start)
+    for scale, overflows in ((2.0**16, False), (2.0**120, True)):
+        model, calls = train(start, scale)
+        assert _same(model, plain) and (calls > 3) is overflows
 
 
 def test_an_unknown_way_to_clip_is_refused(detector_cfg):
