@@ -67,7 +67,9 @@ def draw_precisions(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _finish(axes: Axes, title: str) -> None:
-    highest = max((float(np.max(line.get_ydata(), initial=0)) for line in axes.lines), default=0.0)
+    # An AP is NaN where nothing was found.
+    tops = (float(np.nanmax(line.get_ydata(), initial=0)) for line in axes.lines)
+    highest = max(tops, default=0.0)
     # A single point sets no range by itself.
     axes.set(title=title, xlabel="iteration", ylim=(0, 1.08 * highest or 1), xlim=(0, None))
     axes.grid(alpha=0.3)

@@ -37,3 +37,11 @@ def test_curves_of_a_run_without_evaluation(tmp_path):
     (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 2.0}\n')
     plot_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
+
+
+def test_curves_of_a_run_that_finds_nothing_at_first(tmp_path):
+    rows = [{"iteration": i, "bbox/AP": ap} for i, ap in enumerate((float("nan"), 0.0))]
+    for number in (1, 2):
+        (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows[:number])) + "\n")
+        plot_curves(tmp_path / "metrics.json", tmp_path / f"{number}.png")
+        assert cv2.imread(str(tmp_path / f"{number}.png")) is not None
