@@ -66,7 +66,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
                 checkpoint to resume from always must be whole.
             kwargs: see :class:`DetectionCheckpointer`. Among them `trained_model`, the one that
                 learns, where `model` is an average of its weights: it is saved for a resume, and
-                gets the weights of `model`, whatever else is loaded.
+                gets the weights of `model`, whatever else is loaded. A run that goes on without an
+                average goes on from the one that learned.
         """
         super().__init__(model, save_dir, **kwargs)
         self.classes = classes
@@ -176,6 +177,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
             if self._changed:
                 words = "The run goes on with other settings than it had: %s"
                 self.logger.warning(words, ", ".join(self._changed))
+            if "trained_model" not in self.checkpointables:  # averaged until now
+                checkpoint["model"] = checkpoint.pop("trained_model", checkpoint["model"])
         checkpoint["model"] = _named_as(self.model, checkpoint["model"])
         trained = self.checkpointables.get("trained_model")
         if trained is not None and "trained_model" in checkpoint:

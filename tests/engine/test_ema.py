@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from helpers import DEMO_CONFIG
 
 from rope_vit_det import add_rope_vit_config
+from rope_vit_det.checkpoint.checkpointer import DetectorCheckpointer
 from rope_vit_det.engine.hooks import EMA
 from rope_vit_det.engine.trainer import Trainer
 
@@ -122,3 +123,16 @@ def test_a_resumed_run_goes_on_with_both(cfg, tmp_path):
     resumed.train()
     assert _distance(resumed.evaluated_model.state_dict(), average) == 0
     assert _distance(resumed.model.state_dict(), trained) == 0
+
+
+def test_a_run_that_goes_on_without_an_average_goes_on_from_what_learned(cfg, tmp_path):
+    whole = _train(cfg)
+    trained, average = whole.model.state_dict(), whole.evaluated_model.state_dict()
+    assert _distance(trained, average) > 0
+    cfg.SOLVER.EMA.ENABLED, cfg.SOLVER.MAX_ITER = False, 5
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert _distance(resumed.model.state_dict(), trained) == 0
+    model = build_model(cfg)  # --eval-only --resume
+    DetectorCheckpointer(model, str(tmp_path), whole=True).resume_or_load("", resume=True)
+    assert _distance(model.state_dict(), average) == 0
