@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from ..data.loader import build_test_loader, build_train_loader
 from ..detectron2_private import time_every_iteration
 from ..distributed.launch import wrap_model
 from ..errors import RunError
-from ..evaluation.evaluators import build_evaluator, results_folder
+from ..evaluation.evaluators import build_evaluator
 from ..evaluation.slicing import in_slices
 from ..solver.optimizers import build_optimizer, learning_rate_table
 from ..utils.memory import peak_memory_mib
@@ -235,13 +236,11 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         """Evaluates under Detectron2's R-CNN test-time augmentation (scales and flips of TEST.AUG).
 
         Returns:
-            The results, with "_TTA" behind the name of each task.
+            The results, with "_TTA" behind the name of each task; files lie in
+            OUTPUT_DIR/inference_TTA.
         """
-        evaluators = [
-            cls.build_evaluator(cfg, name, results_folder(cfg, name, "inference_TTA"))
-            for name in cfg.DATASETS.TEST
-        ]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        elsewhere = {"OUTPUT_DIR": os.path.join(cfg.OUTPUT_DIR, "inference_TTA")}
+        results = cls.test(with_settings(cfg, elsewhere), GeneralizedRCNNWithTTA(cfg, model))
         return OrderedDict((task + "_TTA", result) for task, result in results.items())
 
     def _evaluate(self) -> "OrderedDict[str, Any]":

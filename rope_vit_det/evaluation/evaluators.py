@@ -67,9 +67,9 @@ def check_evaluator(dataset_name: str) -> None:
         )
 
 
-def results_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") -> str:
+def results_folder(cfg: CfgNode, dataset_name: str) -> str:
     """Where the results of a dataset lie: of several, each has a folder of its own in it."""
-    folder = os.path.join(cfg.OUTPUT_DIR, kind)
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if len(cfg.DATASETS.TEST) < 2:
         return folder
     return os.path.join(folder, dataset_name.replace("/", "_"))

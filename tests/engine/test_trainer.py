@@ -7,6 +7,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.evaluation.evaluators import build_evaluator
 
 
 @pytest.fixture
@@ -29,14 +30,21 @@ def cfg(small_demo_dataset, tmp_path):
         MetadataCatalog.remove(f"few_{split}")
 
 
-def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg):
+class _Mine(Trainer):
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):  # as DefaultTrainer has it
+        return build_evaluator(cfg, dataset_name)
+
+
+def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg, tmp_path):
     cfg.SOLVER.MAX_ITER = 1
     cfg.TEST.AUG.ENABLED = True
     cfg.TEST.AUG.MIN_SIZES = (160, 250)
-    trainer = Trainer(cfg)
+    trainer = _Mine(cfg)
     trainer.resume_or_load()
     trainer.train()
     assert set(trainer.storage.latest()) >= {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
+    assert (tmp_path / "inference_TTA" / "inference" / "coco_instances_results.json").exists()
 
 
 @pytest.mark.slow

@@ -59,4 +59,4 @@ def test_of_several_test_sets_each_has_a_folder(detector_cfg):
     assert results_folder(detector_cfg, "one") == "out/inference"
     detector_cfg.DATASETS.TEST = ("one", "far/two")
     assert results_folder(detector_cfg, "one") == "out/inference/one"
-    assert results_folder(detector_cfg, "far/two", "inference_TTA") == "out/inference_TTA/far_two"
+    assert results_folder(detector_cfg, "far/two") == "out/inference/far_two"
