@@ -24,10 +24,10 @@ from ..checkpoint.resume import RunningState
 from ..config.keys import with_settings
 from ..config.rules import leaves
 from ..data.classes import dataset_classes
-from ..data.loader import build_test_loader, build_train_loader
+from ..data.loader import MicroBatchSampler, build_test_loader, build_train_loader
 from ..detectron2_private import time_every_iteration
 from ..distributed.launch import wrap_model
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..evaluation.evaluators import build_evaluator
 from ..evaluation.slicing import in_slices
 from ..solver.optimizers import build_optimizer, learning_rate_table
@@ -160,6 +160,10 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         """
         Args:
             cfg: a full config, with the keys of :func:`rope_vit_det.add_rope_vit_config`.
+
+        Raises:
+            InputError: what it asks for cannot be built; or `build_train_loader` gives whole
+                batches where SOLVER.ACCUMULATE asks for micro-batches.
         """
         # DefaultTrainer's own __init__ cannot be told which step and which checkpointer to use.
         TrainerBase.__init__(self)
@@ -175,6 +179,7 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        _check_loader(cfg, data_loader)
         self._trainer = build_train_step(cfg, wrap_model(model), data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.ema = EMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
@@ -249,6 +254,26 @@ class Trainer(ResumableTrainer, DefaultTrainer):
 
     def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
         return self.test_with_tta(self.cfg, self.evaluated_model)
+
+
+def _check_loader(cfg: CfgNode, loader: Any) -> None:
+    """What a loader that is not ours, such as Detectron2's, does not do, is said or refused."""
+    if isinstance(getattr(loader, "batch_sampler", None), MicroBatchSampler):
+        return
+    ours = f"{build_train_loader.__module__}.build_train_loader"
+    micro_batches = cfg.SOLVER.ACCUMULATE
+    wanted = cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * micro_batches)
+    size = getattr(loader, "batch_size", None) or wanted
+    if micro_batches > 1 and size != wanted:
+        raise InputError(
+            f"SOLVER.ACCUMULATE is {micro_batches}, and the trainer's build_train_loader gives "
+            f"batches of {size} images where a micro-batch has {wanted}: return "
+            f"{ours}(cfg, mapper=..., sampler=...) there, or set SOLVER.ACCUMULATE 1"
+        )
+    logger.warning(
+        "The trainer's build_train_loader does not return %s(...): resumed, its data starts over",
+        ours,
+    )
 
 
 def _set_rates(scheduler: LRScheduler) -> None:

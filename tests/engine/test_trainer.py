@@ -2,11 +2,12 @@
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.engine.trainer import Trainer
+from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.evaluators import build_evaluator
 
 
@@ -45,6 +46,27 @@ def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg, tmp_path):
     trainer.train()
     assert set(trainer.storage.latest()) >= {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
     assert (tmp_path / "inference_TTA" / "inference" / "coco_instances_results.json").exists()
+
+
+class _WithTheirLoader(Trainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, num_workers=0)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_detectron2s_loader_is_told_of_and_has_no_micro_batches(cfg, caplog, grouped):
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING, cfg.SOLVER.IMS_PER_BATCH = grouped, 4
+    trainer = _WithTheirLoader(cfg)
+    assert "build_train_loader(...): resumed, its data starts over" in caplog.text
+    assert len(next(iter(trainer.data_loader))) == 4
+    cfg.SOLVER.ACCUMULATE = 2
+    line = r"ACCUMULATE is 2, .* batches of 4 images where a micro-batch has 2: return rope_vit_det"
+    with pytest.raises(InputError, match=line):
+        _WithTheirLoader(cfg)
+    caplog.clear()
+    assert len(next(iter(Trainer(cfg).data_loader))) == 2
+    assert "starts over" not in caplog.text
 
 
 @pytest.mark.slow
