@@ -107,6 +107,11 @@ def check_rules(cfg: CfgNode, *, eval_only: bool = False) -> None:
             is_on = get_key(cfg, key.rpartition(".")[0] or "SOLVER").get("ENABLED", True)
             if is_on or (rule, keys) in _OURS:
                 check_key(cfg, key, rule.holds(get_key(cfg, key)), rule.allowed)
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
+        raise InputError(
+            "TEST.EXPECTED_RESULTS is compared with the results of one dataset, and DATASETS.TEST "
+            f"is {cfg.DATASETS.TEST!r}; name one there, or set TEST.EXPECTED_RESULTS []"
+        )
 
 
 def check_nothing_is_none(cfg: CfgNode) -> None:

@@ -66,7 +66,7 @@ class Parts:
         test_sets: dataset to its loader, without workers, and evaluator.
         as_tested: wraps the model for the test images.
         with_tta: wraps the model, where test-time augmentation is on.
-        best_metric: such as "bbox/AP"; "": none is read.
+        metrics: keys, and metrics that they name, such as "bbox/AP".
         values: what a user has set, to the keys; exceptions that say such a value get its key.
     """
 
@@ -76,7 +76,7 @@ class Parts:
     as_tested: Callable[[nn.Module], nn.Module] = lambda model: model
     with_tta: Callable[[nn.Module], nn.Module] | None = None
     detections_per_image: int = 100
-    best_metric: str = ""
+    metrics: Collection[tuple[str, str]] = ()
     values: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -136,6 +136,12 @@ def _parts(
         trainer.build_lr_scheduler(cfg, optimizer)
         return build_train_step(cfg, model, trainer.build_train_loader(cfg), optimizer)
 
+    metrics = [("TEST.EXPECTED_RESULTS", "/".join(each[:2])) for each in cfg.TEST.EXPECTED_RESULTS]
+    if cfg.TEST.AUG.ENABLED:  # whose tasks are those without it
+        metrics = [(key, metric.replace("_TTA/", "/")) for key, metric in metrics]
+    if cfg.SOLVER.BEST_METRIC and not args.eval_only:
+        metrics.append(("SOLVER.BEST_METRIC", cfg.SOLVER.BEST_METRIC))
+
     def test_set(name: str) -> tuple[Iterable[list[dict]], DatasetEvaluator]:
         evaluator = trainer.build_evaluator(cfg, name)
         return trainer.build_test_loader(cfg, name), evaluator
@@ -147,7 +153,7 @@ def _parts(
         as_tested=partial(in_slices, cfg),
         with_tta=partial(GeneralizedRCNNWithTTA, cfg) if cfg.TEST.AUG.ENABLED else None,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        best_metric="" if args.eval_only else cfg.SOLVER.BEST_METRIC,
+        metrics=metrics,
         values=values,
     )
 
@@ -178,8 +184,8 @@ def _rehearse(build: Callable[[str], Parts], output: str) -> None:
             lines += notes
             prefix = f"{name}/" if len(parts.test_sets) > 1 else ""
             found.append({prefix + metric for metric in metrics})
-        if parts.best_metric and all(found):
-            _check_best_metric(parts.best_metric, set().union(*found))
+        for key, metric in parts.metrics if all(found) else ():
+            _check_metric(key, metric, set().union(*found))
     for line in lines:
         print(line, flush=True)
 
@@ -230,18 +236,11 @@ def _score(
     return set(flatten_results_dict(results or {})), lines
 
 
-def _check_best_metric(best: str, known: Collection[str]) -> None:
-    """
-    Args:
-        known: what an evaluation gives.
-
-    Raises:
-        InputError: it does not give SOLVER.BEST_METRIC.
-    """
-    if best not in known:
+def _check_metric(key: str, metric: str, known: Collection[str]) -> None:
+    if metric not in known:
         metrics = sorted(each for each in known if "/AP" in each) or sorted(known)
         raise InputError(
-            f"SOLVER.BEST_METRIC is {best!r}; the evaluation gives: {', '.join(metrics) or 'none'}"
+            f"{key} names {metric!r}; the evaluation gives: {', '.join(metrics) or 'none'}"
         )
 
 

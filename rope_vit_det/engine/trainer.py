@@ -227,7 +227,7 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         except StopTraining as stop:
             logger.info("Training ends early at %s", stop)
             if self.cfg.TEST.AUG.ENABLED:
-                self._last_eval_results |= self._evaluate_with_tta()
+                self._evaluate_with_tta()
 
     @classmethod
     def test(
@@ -253,7 +253,9 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         return self._last_eval_results
 
     def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
-        return self.test_with_tta(self.cfg, self.evaluated_model)
+        results = self.test_with_tta(self.cfg, self.evaluated_model)
+        self._last_eval_results |= results
+        return results
 
 
 def _check_loader(cfg: CfgNode, loader: Any) -> None:

@@ -79,7 +79,7 @@ def test_so_is_one_that_is_resumed(run, tmp_path):
 def test_a_metric_that_no_evaluation_gives(run, tmp_path):
     metric = ("TEST.EVAL_PERIOD", "2", "SOLVER.BEST_METRIC", "keypoints/AP")
     line = run(*DEMO, *TINY, *metric, "OUTPUT_DIR", "out", status=2)
-    assert "SOLVER.BEST_METRIC is 'keypoints/AP'; the evaluation gives: " in line
+    assert "SOLVER.BEST_METRIC names 'keypoints/AP'; the evaluation gives: " in line
     assert "bbox/AP" in line and "Traceback" not in line
     assert not list((tmp_path / "out").glob("model_*.pth"))
 

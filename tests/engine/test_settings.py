@@ -117,6 +117,9 @@ def refusal(monkeypatch, tmp_path, small_demo_dataset):
         ("TEST.AUG.ENABLED True MODEL.KEYPOINT_ON True", "TTA for keypoint is not supported"),
         ("TEST.AUG.ENABLED True TEST.AUG.MIN_SIZES ()", "allowed: a list of 1 or more"),
         ("TEST.EXPECTED_RESULTS [['bbox']]", "task, metric, value and tolerance"),
+        ("TEST.EXPECTED_RESULTS [['box','AP',38.5,0.2]]", "names 'box/AP'; the evaluation gives: "),
+        ("TEST.EXPECTED_RESULTS [['bbox_TTA','AP',9,1]]", "names 'bbox_TTA/AP'; the evaluation "),
+        ("TEST.EXPECTED_RESULTS [['bbox','AP',9,1]] DATASETS.TEST ()", "is compared with the"),
         ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE [2.0,2.0]", "Shape computation in RandomCrop"),
         # what AdamW does not read
         ("SOLVER.MOMENTUM 0.8", "set SOLVER.OPTIMIZER SGD"),

@@ -41,6 +41,7 @@ def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg, tmp_path):
     cfg.SOLVER.MAX_ITER = 1
     cfg.TEST.AUG.ENABLED = True
     cfg.TEST.AUG.MIN_SIZES = (160, 250)
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 50, 50], ["segm_TTA", "AP", 50, 50]]
     trainer = _Mine(cfg)
     trainer.resume_or_load()
     trainer.train()
