@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -141,8 +141,11 @@ class Checkpoints(hooks.PeriodicCheckpointer):
     def stopping(self) -> Iterator[None]:
         """While this is entered, signals stop the training."""
         self._stop_request = self.trainer.step.stop_request
-        hook = self.checkpointer.model.register_forward_pre_hook(self._before_forward)
-        with self._stop_request, hook:  # torch's handle takes it off again
+        model = self.checkpointer.model
+        with self._stop_request, ExitStack() as hooked:  # torch's handles take them off again
+            # Test-time augmentation calls parts of the model alone.
+            for module in (model, *model.children()):
+                hooked.enter_context(module.register_forward_pre_hook(self._before_forward))
             yield
 
     def before_train(self) -> None:

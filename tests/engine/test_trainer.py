@@ -1,13 +1,16 @@
 """The trainer's own parts: test-time augmentation, and a training that learns."""
 
+import signal
+
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.engine.trainer import Trainer
-from rope_vit_det.errors import InputError
+from rope_vit_det.errors import InputError, StoppedError
 from rope_vit_det.evaluation.evaluators import build_evaluator
 
 
@@ -47,6 +50,27 @@ def test_augmented_evaluation_runs_at_the_end_where_asked_for(cfg, tmp_path):
     trainer.train()
     assert set(trainer.storage.latest()) >= {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"}
     assert (tmp_path / "inference_TTA" / "inference" / "coco_instances_results.json").exists()
+
+
+def test_a_signal_stops_augmented_evaluation_at_the_next_image(cfg, tmp_path, monkeypatch):
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.TEST.AUG.ENABLED = True
+    cfg.TEST.AUG.MIN_SIZES = (64,)
+    asked = []
+
+    def look(tta, images):
+        if not asked:
+            signal.raise_signal(signal.SIGTERM)
+        asked.extend(images)
+        return looks(tta, images)
+
+    looks = GeneralizedRCNNWithTTA.__call__
+    monkeypatch.setattr(GeneralizedRCNNWithTTA, "__call__", look)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    with pytest.raises(StoppedError, match=r"SIGTERM after iteration 0; .*resume"):
+        trainer.train()
+    assert len(asked) == 1
 
 
 class _WithTheirLoader(Trainer):
