@@ -51,7 +51,7 @@ def use_own_data(cfg: CfgNode, *, eval_only: bool = False, options: Collection[s
     if not datasets:
         return
     needed = {name: pair for name, pair in datasets.items() if name == VAL or not eval_only}
-    for name, (json_file, images) in needed.items():
+    for name, (json_file, images) in datasets.items():
         split = name.removeprefix("own_").upper()
         keys = (f"{split}_JSON", f"{split}_IMAGES")
         given = not set(options).isdisjoint(keys)
@@ -59,7 +59,8 @@ def use_own_data(cfg: CfgNode, *, eval_only: bool = False, options: Collection[s
             place = f"--{key.lower().replace('_', '-')}" if given else f"DATASETS.OWN.{key}"
             if not path:
                 raise InputError(f"{place} is missing beside its other half")
-            if not (os.path.isfile if kind == "file" else os.path.isdir)(path):
+            exists = os.path.isfile if kind == "file" else os.path.isdir
+            if name in needed and not exists(path):
                 raise InputError(f"{place} {path}: no such {kind}")
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture in _NO_INSTANCES:

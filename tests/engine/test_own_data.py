@@ -197,6 +197,7 @@ def test_faults_are_listed_and_fatal_ones_stop(run_here, mine):
             ("DATASETS.OWN.TRAIN_JSON", "nowhere.json", "DATASETS.OWN.TRAIN_IMAGES", "learn"),
             "error: DATASETS.OWN.TRAIN_JSON nowhere.json: no such file",
         ),
+        (("--eval-only", *EXAM, "--train-images", "learn"), "--train-json is missing"),
         ((*LEARN, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"), "learns from pixel maps"),
     ],
 )
