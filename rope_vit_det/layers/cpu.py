@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
-from ..utils.torch_private import are_watched, has_onednn_linear, onednn_linear
+from ..utils.torch_private import are_watched, has_onednn_linear, is_transformed, onednn_linear
 from . import attention
 from .attention import QueryValueBias, RotaryAttention, attend_windows, attend_within
 from .graphs import is_building_graph
@@ -125,9 +125,12 @@ def is_slow_bf16_autocast(device: torch.device) -> bool:
 def takes(block: "EncoderBlock", x: Tensor) -> bool:
     """Whether :func:`block_forward` serves a block for these tokens (B, N, C).
 
-    Not while a graph is made, nor where someone looks into the block or has changed it.
+    Not while a graph is made, under `torch.func`, nor where someone looks into the block or has
+    changed it.
     """
     if is_building_graph() or x.device.type != "cpu" or not (_ENABLED or _is_inference(block)):
+        return False
+    if is_transformed():
         return False
     block_itself, *parts = block.modules()
     return (
@@ -160,7 +163,7 @@ def block_forward(
 
 
 def _num_parts(x: Tensor) -> int:
-    return math.ceil(x.shape[:-1].numel() / _PART_TOKENS)
+    return max(1, math.ceil(x.shape[:-1].numel() / _PART_TOKENS))  # a batch may be empty
 
 
 def _cat(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -36,6 +36,11 @@ def are_watched(modules: Iterable[nn.Module]) -> bool:
     )
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, …) is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def assert_in_graph(condition: Tensor, message: str) -> None:
     """An assertion on a tensor, which stays in what `torch.export` writes."""
     torch._assert_async(condition, message)

@@ -120,6 +120,28 @@ def test_a_block_gives_what_its_plain_forward_gives(name, windowed, batch, lengt
         assert relative_difference(found, block(*args)) < 1e-5
 
 
+@pytest.mark.parametrize("windowed", [True, False])
+def test_an_empty_batch_stays_empty(windowed):
+    x, rope, windows = tokens(windowed, 100, batch=0)
+    with torch.no_grad():
+        assert make_block()(x, rope, windows).shape == (0, 100, 32)
+
+
+def test_transforms_of_torch_func_give_the_gradients_of_autograd():
+    block, (x, rope, _) = make_block(), tokens(windowed=False, tokens=100, batch=2)
+    parameters = dict(block.named_parameters())
+
+    def loss(parameters, image):
+        return torch.func.functional_call(block, parameters, (image[None], rope)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    wanted = torch.autograd.grad(
+        sum(loss(parameters, image) for image in x), [*parameters.values()]
+    )
+    for found, gradient in zip(each.values(), wanted, strict=True):
+        assert relative_difference(found.sum(0), gradient) < 1e-5
+
+
 @pytest.mark.parametrize("part", [*PARTS, "mlp.0", "mlp.1", "mlp.3"])
 @pytest.mark.parametrize("windowed", [True, False])
 def test_hooks_fire_once_with_all_tokens(part, windowed):
