@@ -256,13 +256,40 @@ def _cut_polygons(polygons: list[list[float]], tile: _Box) -> tuple[list[list[fl
         if (points >= tile[:2]).all() and (points <= tile[2:]).all():
             cut.append(points)
             continue
-        # Of what crosses itself, make_valid makes the polygons that pycocotools fills.
-        shape = shapely.make_valid(shapely.Polygon(points)).intersection(shapely.box(*tile))
-        for part in shapely.get_parts(shape):
+        for part in shapely.get_parts(shapely.intersection(_filled(points), shapely.box(*tile))):
             if isinstance(part, shapely.Polygon) and part.area > 0:
-                cut.append(np.array(part.exterior.coords)[:-1])
+                cut.append(_ring(part))
     moved = [(points - tile[:2]).flatten().tolist() for points in cut]
     return moved, _mask_box(cut) if cut else (0, 0, 0, 0)
+
+
+def _filled(points: np.ndarray) -> shapely.Geometry:
+    """What pycocotools fills of a ring (N, 2) that touches or crosses itself, as where holes hang
+    on seams: each point from which a ray crosses the ring an odd number of times.
+    """
+    shape = shapely.Polygon(points)
+    if shape.is_valid:
+        return shape
+    # Not by make_valid, which takes a seam that crosses another hole for an edge of it.
+    faces = shapely.get_parts(shapely.polygonize([shapely.unary_union(shape.exterior)]))
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+    inside = []
+    for face in faces:
+        x, y = shapely.get_coordinates(face.representative_point())[0]
+        rows = (y0 > y) != (y1 > y)
+        share = (y - y0[rows]) / (y1 - y0)[rows]
+        if (x0[rows] + share * (x1 - x0)[rows] > x).sum() % 2:
+            inside.append(face)
+    return shapely.unary_union(inside)
+
+
+def _ring(part: shapely.Polygon) -> np.ndarray:
+    """Its points (N, 2); a seam to each hole and back again, which fills no pixel, joins the rings.
+
+    A seam may cross anything: what is drawn twice is not there.
+    """
+    outer, *holes = (np.array(ring.coords) for ring in (part.exterior, *part.interiors))
+    return np.concatenate([outer, *(each for hole in holes for each in (hole, outer[:1]))])[:-1]
 
 
 def _mask_box(mask: Sequence[Any] | dict[str, Any]) -> _Box:
