@@ -76,8 +76,9 @@ def ground_truth(name: str) -> dict[str, Any]:
 def complete_coco(content: Mapping[str, Any], source: str | os.PathLike) -> dict[str, Any]:
     """Annotations with all that evaluators fail without, or count wrongly without.
 
-    Sizes are whole numbers; "iscrowd" and "area" are there; "segmentation" is where a mask is, see
-    :func:`clean_mask`; annotations of images that are not listed are left out.
+    Sizes are whole numbers; "iscrowd" and "area" are there, the latter not 0 but of boxes without a
+    size; "segmentation" is where a mask is, see :func:`clean_mask`; annotations of images that are
+    not listed are left out.
 
     Args:
         content: of a JSON file, COCO's or LVIS's; stays as it is.
@@ -213,8 +214,8 @@ def _complete(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str,
     done["iscrowd"] = int(done.get("iscrowd") or 0)
     if mask:
         done["segmentation"] = mask
-    if done.get("area") is None:
-        done["area"] = mask_area(mask, size) if mask else float(width * height)
+    if not done.get("area"):  # some tools write 0 everywhere
+        done["area"] = mask_area(mask, size) or float(width * height)
     return done
 
 

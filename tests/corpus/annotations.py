@@ -288,6 +288,12 @@ ENTRIES = [
         HANDLED,
     ),
     Case(
+        "areas of 0",
+        '"area": 0 everywhere, as some annotation tools write it',
+        lambda world: [a.update(area=0) for a in world.coco[world.split]["annotations"]],
+        HANDLED,
+    ),
+    Case(
         "keypoints of two numbers",
         '"keypoints": [1, 2]',
         _set(keypoints=[1, 2]),

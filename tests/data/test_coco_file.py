@@ -93,10 +93,11 @@ def test_masks_become_compressed_rle():
         np.testing.assert_array_equal(mask_util.decode(cleaned), pixels)
 
 
-def test_sizes_areas_and_crowds_are_completed():
+@pytest.mark.parametrize("area", [{}, {"area": None}, {"area": 0}])
+def test_sizes_areas_and_crowds_are_completed(area):
     image = {"id": 1, "file_name": "a.jpg", "height": 60.0, "width": 80}
     objects = [
-        {"id": 0, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 30], **mask}
+        {"id": 0, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 30], **area, **mask}
         for mask in ({"segmentation": [[1, 1], SQUARE]}, {"segmentation": [[1, 1]]}, {})
     ]
     strange = {**objects[0], "image_id": 9}

@@ -86,13 +86,15 @@ def test_coco(evaluated, tmp_path):
     assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
 
 
-def test_without_area_and_crowds_and_with_an_id_0(evaluated, tmp_path):
+@pytest.mark.parametrize("area", [{}, {"area": 0}])
+def test_without_area_and_crowds_and_with_an_id_0(evaluated, tmp_path, area):
     name, coco, predictions = evaluated
     oracle = _scores(COCOEvaluator(name, output_dir=str(tmp_path)), predictions)
     dataset = copy.deepcopy(coco.dataset)
     for number, annotation in enumerate(dataset["annotations"]):
         annotation["id"] = number
         del annotation["area"]
+        annotation |= area
         if not annotation["iscrowd"]:
             del annotation["iscrowd"]
     (tmp_path / "sparse.json").write_text(json.dumps(dataset))
@@ -107,6 +109,8 @@ def test_without_area_and_crowds_and_with_an_id_0(evaluated, tmp_path):
     for task in oracle:
         for metric in ("AP", "AP50", "AP75"):
             assert ours[task][metric] == pytest.approx(oracle[task][metric], abs=1e-6)
+        sizes = [np.isnan([each[task][f"AP{size}"] for size in "sml"]) for each in (ours, oracle)]
+        assert (sizes[0] == sizes[1]).all()
 
 
 def _process(evaluator, coco, **fields):

@@ -266,8 +266,8 @@ def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:
         yield Fault("malformed", where, f"area {area!r} is not a number of 0 or more")
         return
     right, bottom = image["width"], image["height"]
-    if not width or not height or not area:
-        yield Fault("zero area", where, f"bbox {box}, area {annotation.get('area')}")
+    if not width or not height:
+        yield Fault("zero area", where, f"bbox {box}")
     elif x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
         yield Fault("outside", where, f"bbox {box} in {right}x{bottom}")
     elif min(x, y, right - x - width, bottom - y - height) < -_TOLERANCE:
