@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from ..config.keys import check_input_config, with_settings
 from ..config.rules import check_rules
+from ..data.classes import dataset_classes
 from ..data.loader import build_train_loader
 from ..data.validation.check import check_datasets
 from ..engine.run_folder import settle_seed
@@ -50,7 +50,13 @@ def run(args: argparse.Namespace) -> None:
     panels = []
     loader = chain.from_iterable(build_train_loader(cfg))
     samples = tqdm(islice(loader, args.number), "drawing", args.number, disable=None)
-    metadata = class_metadata(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
+    classes = dataset_classes(cfg.DATASETS.TRAIN[0])
+    if classes is None:
+        raise InputError(
+            f"dataset {cfg.DATASETS.TRAIN[0]!r} has no objects to draw, or none whose classes have "
+            "names; those are thing_classes in its MetadataCatalog entry"
+        )
+    metadata = class_metadata(classes["names"])
     for sample in samples:
         name = Path(sample["file_name"]).stem
         pictures[f"{len(pictures):03d}_{name}.png"] = draw_sample(sample, cfg, metadata)

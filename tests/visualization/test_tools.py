@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image
 
@@ -121,6 +122,26 @@ def test_a_sample_is_drawn_in_the_right_channel_order_with_its_mask(detector_cfg
         np.testing.assert_allclose(drawn[10, 10], shown, atol=3)
         # Half mask, half image.
         np.testing.assert_allclose(drawn[60, 60], (colour + shown) / 2, atol=12)
+
+
+def test_a_dataset_of_pixel_maps_has_no_objects_to_draw(tmp_path):
+    Image.new("RGB", (96, 64)).save(tmp_path / "a.jpg")
+    Image.new("L", (96, 64)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.jpg"), "sem_seg_file_name": str(tmp_path / "a.png")}
+    DatasetCatalog.register("pixel_maps", lambda: [record])
+    MetadataCatalog.get("pixel_maps").set(stuff_classes=["grass"], evaluator_type="sem_seg")
+    args = arguments(tmp_path, tmp_path / "out", "MODEL.META_ARCHITECTURE", "SemanticSegmentor")
+    args.train_json = args.train_images = None
+    args.opts += ["DATASETS.TRAIN", "('pixel_maps',)"]
+    try:
+        with pytest.raises(InputError, match=r"'pixel_maps' has no objects to draw.*thing_classes"):
+            samples.run(args)
+        MetadataCatalog.get("pixel_maps").thing_classes = ["disc"]
+        with pytest.raises(InputError, match="SemanticSegmentor is fed no instances to draw"):
+            samples.run(args)
+    finally:
+        DatasetCatalog.remove("pixel_maps")
+        MetadataCatalog.remove("pixel_maps")
 
 
 def test_an_empty_dataset_is_refused(small_demo_dataset, tmp_path):
