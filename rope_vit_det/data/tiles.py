@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .coco_file import clean_mask, mask_area, read_coco
 from .rle_masks import box_of, decode_part, encode_part
 from .validation.inspection import inspect_coco
 
+# What a dataset for learning must have; photographs without objects are cut like any others.
+_OF_LEARNING = ("no annotations", "nothing to learn")
 _Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
@@ -143,8 +146,9 @@ class _Source:
         self.name, self.json_file = name, json_file
         self.coco = read_coco(json_file, needed=("images", "annotations", "categories"))
         inspection = inspect_coco(self.coco, json_file, None)
-        if inspection.fatal:
-            reasons = "; ".join(inspection.describe_faults(inspection.fatal))
+        fatal = [fault for fault in inspection.fatal if fault.kind not in _OF_LEARNING]
+        if fatal:
+            reasons = "; ".join(inspection.describe_faults(fatal))
             raise InputError(f"{json_file} cannot be cut: {reasons}")
         self.images = []
         for image in self.coco["images"]:
@@ -224,9 +228,10 @@ def _cut_before(output: Path, names: Sequence[str]) -> dict[str, tuple[str, str]
     found = {}
     for path in sorted(output.glob("*.json")):
         if path.stem not in names:
-            for image in read_coco(path, needed=("images",))["images"]:
-                if isinstance(image, dict) and "sha256" in image:
-                    found[image["sha256"]] = (path.stem, image.get("photograph", ""))
+            with suppress(InputError):  # of what is no dataset, such as a run's metrics.json
+                for image in read_coco(path, needed=("images",))["images"]:
+                    if isinstance(image, dict) and "sha256" in image:
+                        found[image["sha256"]] = (path.stem, image.get("photograph", ""))
     return found
 
 

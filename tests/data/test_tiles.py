@@ -206,6 +206,33 @@ def test_one_photograph_is_never_on_both_sides(registered, tmp_path):
         slice_datasets(["tiles_train"], str(out), **CUT)
 
 
+def test_datasets_without_objects_to_learn_from_are_cut(registered, tmp_path):
+    json_file = Path(registered("photos", "tiles_empty"))
+    coco = json.loads(json_file.read_text())
+    crowds = [each for each in coco["annotations"] if each["iscrowd"]]
+    for number, annotations in enumerate([crowds, []]):
+        json_file.write_text(json.dumps(coco | {"annotations": annotations}))
+        out = tmp_path / f"out{number}"
+        slice_datasets(["tiles_empty"], str(out), **CUT)
+        cut = json.loads((out / "tiles_empty.json").read_text())
+        assert len(cut["images"]) == len(list((out / "tiles_empty").iterdir())) == 12
+        whole = [mask_of(each, SIZE) for each in annotations]
+        shown = [w[y : y + 64, x : x + 64].any() for w in whole
+                 for x, y in (each["offset"] for each in cut["images"])]  # fmt: skip
+        assert len(cut["annotations"]) == sum(shown)
+
+
+def test_other_files_may_lie_where_tiles_do(registered, tmp_path):
+    registered("photos", "tiles_beside")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n')
+    for name, content in (("results", "[1]"), ("list", "{}"), ("odd", '{"images": 5}')):
+        (out / f"{name}.json").write_text(content)
+    slice_datasets(["tiles_beside"], str(out), **CUT)
+    assert (out / "tiles_beside.json").is_file()
+
+
 def test_what_cannot_be_cut_is_refused_and_leaves_nothing(registered, tmp_path):
     json_file = Path(registered("photos", "tiles_bad"))
     out = tmp_path / "out"
