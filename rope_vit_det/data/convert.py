@@ -1,6 +1,5 @@
 """YOLO and Pascal VOC folders as COCO annotations, by the package supervision."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError, parse
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from ..errors import InputError, check_packages
 from ..utils.image_files import ORIENTATION, SIDEWAYS, for_each_file
-
-_KEYPOINTS = re.compile(r"^\s*kpt_shape\s*:", re.MULTILINE)  # in YOLO's data.yaml
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
@@ -70,7 +68,7 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
             raise InputError(f"{path}: no such file or folder")
     if not any(Path(annotations).glob("*" + suffix)):
         raise InputError(f"{annotations} has no {suffix} files")
-    has_points = names is not None and bool(_KEYPOINTS.search(Path(names).read_text("utf-8")))
+    has_points = names is not None and _has_points(names)
     if names is not None and not has_points:
         _check_no_pose(Path(annotations), names)
     try:
@@ -132,6 +130,22 @@ def _voc_size(file: Path) -> tuple[int, int] | None:
         size = [int(float(side)) for side in sides]
         return (size[0], size[1]) if all(size) else None
     return None
+
+
+def _has_points(names: str) -> bool:
+    """Whether YOLO's data.yaml is of pose labels; its classes must have the labels' numbers."""
+    data = yaml.safe_load(Path(names).read_text("utf-8"))
+    if not isinstance(data, dict):  # supervision says so
+        return False
+    if isinstance(data.get("names"), dict):
+        numbers = {str(key).strip() for key in data["names"]}
+        for number in range(len(data["names"])):
+            if str(number) not in numbers:
+                raise InputError(
+                    f"{names}: names has no {number}, and the others would be renumbered; give "
+                    "every number from 0 on a name, that of a class without labels too"
+                )
+    return "kpt_shape" in data
 
 
 def _check_no_pose(folder: Path, names: str) -> None:

@@ -182,6 +182,35 @@ def test_what_cannot_be_converted(tmp_path, options, message, monkeypatch):
         convert_to_coco([options[-3:]], names=names)
 
 
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        ("{0: a, 1: b}", None),
+        ("{1: b, '0': a}", None),
+        ("[a, b]", None),
+        ("{1: a, 2: b}", 0),
+        ("{0: a, 2: b}", 1),
+        ("{a: a, b: b}", 0),
+    ],
+)
+def test_classes_keep_the_numbers_of_the_labels(tmp_path, names, missing):
+    from PIL import Image
+
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text(f"names: {names}\n")
+    split = (str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))
+    if missing is None:
+        convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+        assert [each[0] for each in read(tmp_path / "a.json")[1]["a.png"]] == ["b"]
+        return
+    with pytest.raises(InputError, match=f"data.yaml: names has no {missing}, "):
+        convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+
+
 def _voc(folder, name, size, box):
     """A file of the devkit's layout; size None: without one."""
     root = ElementTree.Element("annotation")
