@@ -4,14 +4,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import ParseError, parse
+from xml.etree.ElementTree import Element, ParseError, parse
 
 import numpy as np
 import yaml
 from PIL import Image
 
 from ..errors import InputError, check_packages
-from ..utils.image_files import ORIENTATION, SIDEWAYS, for_each_file
+from ..utils.image_files import (
+    ORIENTATION,
+    SIDEWAYS,
+    any_number_of_pixels,
+    describe_read_error,
+    for_each_file,
+)
+
+# What supervision takes for images.
+_IMAGES = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
@@ -36,25 +45,33 @@ def convert_to_coco(
         there, or with images that their EXIF data turn.
 
     Raises:
-        InputError: supervision is missing, a path is, or the annotations are not of the format, or
-            for an image of another size than the one that is read.
+        InputError: supervision is missing, a path is, a file cannot be read or written, or the
+            annotations are not of the format, or for an image of another size than the one that is
+            read.
     """
     check_packages("supervision", extra="convert")
     import supervision
 
     lines: list[str] = []
-    datasets = [_read(images, annotations, names, lines) for _, images, annotations in splits]
-    if names is None:
-        # Each folder would number the classes as they come.
-        whole = supervision.DetectionDataset.merge(datasets)
-        datasets = [_part(whole, dataset.image_paths) for dataset in datasets]
-    for (json_file, _, _), dataset in zip(splits, datasets, strict=True):
-        dataset.as_coco(annotations_path=json_file)
-        objects = sum(map(len, dataset.annotations.values()))
-        lines.append(
-            f"{json_file}: {len(dataset)} images, {objects} annotations, "
-            f"{len(dataset.classes)} categories"
-        )
+    with any_number_of_pixels(True):  # large images are sliced by the JSON file
+        datasets = [_read(images, annotations, names, lines) for _, images, annotations in splits]
+        if names is None:
+            # Each folder would number the classes as they come.
+            try:
+                whole = supervision.DetectionDataset.merge(datasets)
+            except ValueError:
+                raise InputError("two --split have the same folder of images; name one") from None
+            datasets = [_part(whole, dataset.image_paths) for dataset in datasets]
+        for (json_file, _, _), dataset in zip(splits, datasets, strict=True):
+            try:
+                dataset.as_coco(annotations_path=json_file)
+            except OSError as error:
+                raise InputError(f"{json_file}: {describe_read_error(json_file, error)}") from None
+            objects = sum(map(len, dataset.annotations.values()))
+            lines.append(
+                f"{json_file}: {len(dataset)} images, {objects} annotations, "
+                f"{len(dataset.classes)} categories"
+            )
     return lines
 
 
@@ -69,6 +86,8 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
     if not any(Path(annotations).glob("*" + suffix)):
         raise InputError(f"{annotations} has no {suffix} files")
     has_points = names is not None and _has_points(names)
+    found = [path for path in Path(images).glob("*") if path.suffix.lower() in _IMAGES]
+    turned = sum(_check_files(found, Path(annotations), suffix))
     if names is not None and not has_points:
         _check_no_pose(Path(annotations), names)
     try:
@@ -76,7 +95,7 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
             dataset = DetectionDataset.from_pascal_voc(images, annotations)
         else:
             dataset = DetectionDataset.from_yolo(images, annotations, names)
-    except (ValueError, KeyError, IndexError, OSError, ParseError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{annotations}: {error}") from None
     if not len(dataset):
         raise InputError(f"{images} has no images")
@@ -89,23 +108,38 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
         # Without it, supervision makes a crowd, which is not learned from, of every object whose
         # mask has several parts.
         detections.data["iscrowd"] = np.zeros(len(detections), dtype=int)
-    lines += _notes(dataset.image_paths, Path(annotations), suffix)
+    lines += _notes(dataset.image_paths, Path(annotations), suffix, turned)
     return dataset
 
 
-def _check_sizes(images: Sequence[str], folder: Path, is_voc: bool) -> list[bool]:
-    """Whether each image is turned by its EXIF data; its VOC file must be for it as it is read."""
+def _check_files(images: Sequence[Path], folder: Path, suffix: str) -> list[bool]:
+    """Whether each image is turned by its EXIF data.
 
-    def check(path: str) -> bool:
-        file = folder / f"{Path(path).stem}.xml"
+    Raises:
+        InputError: names the image or annotations that cannot be read (of most faults, supervision
+            does not name the file), or the VOC file that is not for the image as it is read.
+    """
+    from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
+
+    def check(path: Path) -> bool:
         try:
             with Image.open(path) as image:
                 (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1)
-        except Exception:  # PIL's plugins raise what they like; training will say what is wrong
-            return False
+        except Exception as error:  # PIL's plugins raise what they like
+            raise InputError(f"{path}: {describe_read_error(str(path), error)}") from None
+        file, said = folder / (path.stem + suffix), None
+        if file.exists():
+            try:
+                if suffix == ".txt":
+                    file.read_text("utf-8")
+                else:
+                    root = parse(file).getroot()
+                    said = _voc_size(root)
+                    detections_from_xml_obj(root, [], (1, 1))
+            except (ValueError, LookupError, OSError, ParseError) as error:
+                raise InputError(f"{file}: {describe_read_error(str(file), error)}") from None
         stored, sideways = (width, height), orientation in SIDEWAYS
         size = stored[::-1] if sideways else stored
-        said = _voc_size(file) if is_voc and file.is_file() else None
         if said and said != size:
             of, has = ("{}x{}".format(*each) for each in (said, size))
             if sideways and said == stored:
@@ -123,10 +157,10 @@ def _check_sizes(images: Sequence[str], folder: Path, is_voc: bool) -> list[bool
     return for_each_file(check, images, f"Looking at {folder}")
 
 
-def _voc_size(file: Path) -> tuple[int, int] | None:
+def _voc_size(root: Element) -> tuple[int, int] | None:
     """Width and height that a VOC file is for; some tools write none, or 0."""
     with suppress(ValueError):
-        sides = [parse(file).findtext(f"size/{side}") or "0" for side in ("width", "height")]
+        sides = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
         size = [int(float(side)) for side in sides]
         return (size[0], size[1]) if all(size) else None
     return None
@@ -134,7 +168,11 @@ def _voc_size(file: Path) -> tuple[int, int] | None:
 
 def _has_points(names: str) -> bool:
     """Whether YOLO's data.yaml is of pose labels; its classes must have the labels' numbers."""
-    data = yaml.safe_load(Path(names).read_text("utf-8"))
+    try:
+        with open(names, encoding="utf-8") as file:
+            data = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{names}: {describe_read_error(names, error)}") from None
     if not isinstance(data, dict):  # supervision says so
         return False
     if isinstance(data.get("names"), dict):
@@ -181,13 +219,12 @@ def _is_pose(row: np.ndarray, depth: int) -> bool:
     return bool(in_image and fits and spans)
 
 
-def _notes(image_paths: list[str], folder: Path, suffix: str) -> Iterator[str]:
+def _notes(image_paths: list[str], folder: Path, suffix: str, turned: int) -> Iterator[str]:
     images = {Path(path).stem for path in image_paths} | {"classes"}  # labelImg's classes.txt
     unused = sorted(path.name for path in folder.glob("*" + suffix) if path.stem not in images)
     if unused:
         some = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
         yield f"{folder}: {len(unused)} {suffix} files without an image: {some}"
-    turned = sum(_check_sizes(image_paths, folder, suffix == ".xml"))
     if turned:
         yield (
             f"{folder}: {turned} images are turned by their EXIF data; their boxes are taken for "

@@ -1,5 +1,6 @@
 """YOLO and Pascal VOC folders, written here by hand from COCO annotations, and converted back."""
 
+import io
 import json
 import os
 import subprocess
@@ -224,6 +225,15 @@ def _voc(folder, name, size, box):
     ElementTree.ElementTree(root).write(folder / f"{name}.xml")
 
 
+def _png():
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "png")
+    return file.getvalue()
+
+
+PNG = _png()  # 40x30
 BOX = {"xmin": 11, "ymin": 6, "xmax": 30, "ymax": 20}
 
 
@@ -261,6 +271,73 @@ def test_voc_is_held_to_the_image_as_it_is_read(tmp_path, size, orientation, mes
     sizes, boxes, _, _ = read(tmp_path / "a.json")
     assert sizes["a.jpg"] == ((30, 40) if orientation == 6 else (40, 30))
     assert boxes["a.jpg"] == [("thing", 10, 5, 20, 15)]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("data.yaml", b"names: [thing\n", "expected ',' or ']'"),
+        ("data.yaml", "names: [café]\n".encode("latin-1"), "'utf-8' codec can't decode"),
+        ("data.yaml", None, "Is a directory"),
+        ("a.txt", b"0 0.5 0.5 0.2 0.2 \xff", "'utf-8' codec can't decode"),
+        ("a.txt", None, "Is a directory"),
+        ("a.png", PNG[:20], "Truncated"),
+        ("b.png", PNG[:20], "Truncated"),  # without annotations
+        ("b.png", b"no image", "no image"),
+        ("a.xml", b"<annotation>", "no element found"),
+        ("a.xml", b"<annotation><object/></annotation>", "Missing 'name'"),
+        (
+            "a.xml",
+            b"<annotation><object><name>thing</name></object></annotation>",
+            "Missing bndbox",
+        ),
+        ("a.json", None, "Is a directory"),
+    ],
+)
+def test_the_file_that_cannot_be_read_is_named(tmp_path, file, content, message):
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(PNG)
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("names: [thing]\n")
+    _voc(tmp_path, "a", None, BOX)
+    (tmp_path / file).unlink(missing_ok=True)
+    if content is None:
+        (tmp_path / file).mkdir()
+    else:
+        (tmp_path / file).write_bytes(content)
+    split = (str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))
+    names = None if file == "a.xml" else str(tmp_path / "data.yaml")
+    with pytest.raises(InputError) as caught:
+        convert_to_coco([split], names=names)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / file}: ") and message in said and "\n" not in said
+
+
+def test_images_larger_than_pillows_limit(tmp_path, monkeypatch):
+    """slice_coco.py cuts them, by the JSON file."""
+    from PIL import Image
+
+    from rope_vit_det.data.convert import convert_to_coco
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    _voc(tmp_path, "a", None, BOX)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 // 3)
+    convert_to_coco([(str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))])
+    assert read(tmp_path / "a.json")[0] == {"a.png": (40, 30)}
+
+
+def test_one_folder_of_images_in_two_splits(tmp_path):
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    _voc(tmp_path, "a", None, BOX)
+    splits = [(str(tmp_path / name), str(tmp_path), str(tmp_path)) for name in ("1.json", "2.json")]
+    with pytest.raises(InputError, match="two --split have the same folder of images"):
+        convert_to_coco(splits)
 
 
 def _pose_row(box, points, depth):
