@@ -1,6 +1,8 @@
 """YOLO and Pascal VOC folders as COCO annotations, by the package supervision."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from ..utils.image_files import (
     SIDEWAYS,
     any_number_of_pixels,
     describe_read_error,
+    files_in,
     for_each_file,
 )
 
@@ -45,13 +48,14 @@ def convert_to_coco(
         there, or with images that their EXIF data turn.
 
     Raises:
-        InputError: supervision is missing, a path is, a file cannot be read or written, or the
-            annotations are not of the format, or for an image of another size than the one that is
-            read.
+        InputError: supervision is missing, a path is, a file cannot be read or written, lies in a
+            folder below that no split names, or the annotations are not of the format, or for an
+            image of another size than the one that is read.
     """
     check_packages("supervision", extra="convert")
     import supervision
 
+    _check_folders_below(splits, ".xml" if names is None else ".txt")
     lines: list[str] = []
     with any_number_of_pixels(True):  # large images are sliced by the JSON file
         datasets = [_read(images, annotations, names, lines) for _, images, annotations in splits]
@@ -86,7 +90,7 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
     if not any(Path(annotations).glob("*" + suffix)):
         raise InputError(f"{annotations} has no {suffix} files")
     has_points = names is not None and _has_points(names)
-    found = [path for path in Path(images).glob("*") if path.suffix.lower() in _IMAGES]
+    found = list(filter(_is_image, Path(images).glob("*")))
     turned = sum(_check_files(found, Path(annotations), suffix))
     if names is not None and not has_points:
         _check_no_pose(Path(annotations), names)
@@ -110,6 +114,37 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
         detections.data["iscrowd"] = np.zeros(len(detections), dtype=int)
     lines += _notes(dataset.image_paths, Path(annotations), suffix, turned)
     return dataset
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGES
+
+
+def _check_folders_below(splits: Sequence[tuple[str, str, str]], suffix: str) -> None:
+    """Refuses images and their annotations in folders that supervision does not look into."""
+    named_images = [images for _, images, _ in splits]
+    named_annotations = [annotations for *_, annotations in splits]
+    for _, images, annotations in splits:
+        without = {path.stem for path in filter(_is_image, Path(images).glob("*"))}
+        without -= {path.stem for path in Path(annotations).glob("*" + suffix)}
+        _refuse_below(images, named_images, filter(_is_image, map(Path, files_in(images))))
+        labels = (path for path in map(Path, files_in(annotations)) if path.suffix == suffix)
+        _refuse_below(annotations, named_annotations, (x for x in labels if x.stem in without))
+
+
+def _refuse_below(folder: str, named: Sequence[str], files: Iterable[Path]) -> None:
+    real = set(map(os.path.realpath, named))
+    below = Counter(path.parent for path in files)
+    lost = {parent: n for parent, n in below.items() if os.path.realpath(parent) not in real}
+    if lost:
+        raise InputError(
+            f"{folder}: {sum(lost.values())} files in folders below it would be left out; give "
+            f"{_some(list(lost))} a --split, or move the files"
+        )
+
+
+def _some(paths: Sequence[Path | str]) -> str:
+    return ", ".join(map(str, paths[:3])) + (", …" if len(paths) > 3 else "")
 
 
 def _check_files(images: Sequence[Path], folder: Path, suffix: str) -> list[bool]:
@@ -223,8 +258,7 @@ def _notes(image_paths: list[str], folder: Path, suffix: str, turned: int) -> It
     images = {Path(path).stem for path in image_paths} | {"classes"}  # labelImg's classes.txt
     unused = sorted(path.name for path in folder.glob("*" + suffix) if path.stem not in images)
     if unused:
-        some = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
-        yield f"{folder}: {len(unused)} {suffix} files without an image: {some}"
+        yield f"{folder}: {len(unused)} {suffix} files without an image: {_some(unused)}"
     if turned:
         yield (
             f"{folder}: {turned} images are turned by their EXIF data; their boxes are taken for "

@@ -90,19 +90,22 @@ def _images(given: str) -> Iterator[str]:
         raise InputError(f"{given}: no such file or folder")
     for match in [given] if is_there else sorted(glob.glob(given, recursive=True)):
         if os.path.isdir(match):
-            yield from _in_folder(match)
+            yield from filter(_is_image, files_in(match))
         elif is_there or _is_image(match):
             yield match
 
 
-def _in_folder(folder: str) -> Iterator[str]:
-    """Through linked folders too, but none twice: a link may lead back up."""
+def files_in(folder: str) -> Iterator[str]:
+    """Paths of the files in and below a folder, sorted in each.
+
+    Through linked folders too, but none twice: a link may lead back up.
+    """
     seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         new = {os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders)}
         folders[:] = [name for real, name in new.items() if real not in seen]
         seen.update(new)
-        yield from (os.path.join(parent, name) for name in sorted(files) if _is_image(name))
+        yield from (os.path.join(parent, name) for name in sorted(files))
 
 
 def _is_image(name: str) -> bool:

@@ -316,6 +316,65 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path, file, content, message)
     assert said.startswith(f"{tmp_path / file}: ") and message in said and "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "refused"),
+    [
+        (["a.png", "sub/b.png"], ["a.txt", "sub/b.txt"], "images: 1 files .*images/sub a --split"),
+        (["sub/a.png", "sub/b.png"], ["sub/a.txt", "sub/b.txt"], "images: 2 files .*/images/sub"),
+        (["a.png", "b.png"], ["a.txt", "sub/deep/b.txt"], "labels: 1 files .*/labels/sub/deep"),
+        (["a.png"], ["sub/a.txt"], "labels: 1 files .*/labels/sub"),
+        (["a.png"], ["a.txt", "sub/LICENSE.txt"], None),  # of no image
+        (["a.png", "sub/c.txt"], ["a.txt", "sub/c.png"], None),
+    ],
+)
+def test_files_in_folders_below_are_not_lost(tmp_path, images, labels, refused):
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    (tmp_path / "data.yaml").write_text("names: [thing]\n")
+    for folder, files in (("images", images), ("labels", labels)):
+        for file in files:
+            path = tmp_path / folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(PNG if path.suffix == ".png" else b"0 0.5 0.5 0.2 0.2\n")
+    split = tuple(str(tmp_path / name) for name in ("a.json", "images", "labels"))
+    if refused is None:
+        convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+        return
+    with pytest.raises(InputError, match=refused):
+        convert_to_coco([split], names=str(tmp_path / "data.yaml"))
+
+
+def test_labels_beside_images_below_the_labels_folder(tmp_path):
+    """That folder is named, but for its images."""
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(PNG)
+    _voc(tmp_path / "images", "a", None, BOX)
+    _voc(tmp_path, "other", None, BOX)
+    with pytest.raises(InputError, match=r"1 files .*/images a --split"):
+        convert_to_coco([(f"{tmp_path}/out.json", f"{tmp_path}/images", str(tmp_path))])
+
+
+def test_a_folder_below_with_a_split_of_its_own(tmp_path):
+    from rope_vit_det.data.convert import convert_to_coco
+
+    (tmp_path / "val").mkdir()
+    for folder in (tmp_path, tmp_path / "val"):
+        (folder / "a.png").write_bytes(PNG)
+        _voc(folder, "a", None, BOX)
+    (tmp_path / "b.png").write_bytes(PNG)  # without annotations here
+    _voc(tmp_path / "val", "b", None, BOX)
+    folders = (str(tmp_path), str(tmp_path / "val"))
+    convert_to_coco([(f"{folder}/out.json", folder, folder) for folder in folders])
+    assert {name: len(found) for name, found in read(tmp_path / "out.json")[1].items()} == {
+        "a.png": 1,
+        "b.png": 0,
+    }
+
+
 def test_images_larger_than_pillows_limit(tmp_path, monkeypatch):
     """slice_coco.py cuts them, by the JSON file."""
     from PIL import Image
