@@ -112,6 +112,9 @@ def _read(images: str, annotations: str, names: str | None, lines: list[str]) ->
         # Without it, supervision makes a crowd, which is not learned from, of every object whose
         # mask has several parts.
         detections.data["iscrowd"] = np.zeros(len(detections), dtype=int)
+        if detections.mask is not None:  # has no pixel for an object with only a box
+            pixels = detections.area
+            detections.data["area"] = np.where(pixels, pixels, detections.box_area)
     lines += _notes(dataset.image_paths, Path(annotations), suffix, turned)
     return dataset
 

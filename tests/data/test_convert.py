@@ -399,6 +399,25 @@ def test_one_folder_of_images_in_two_splits(tmp_path):
         convert_to_coco(splits)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping COCO polygon segmentation")
+def test_a_box_beside_a_polygon_has_its_area(tmp_path):
+    """The evaluation goes by it: 0 would be a small object."""
+    from rope_vit_det.data.convert import convert_to_coco
+
+    thing = "<name>thing</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+    corners = "<x1>1</x1><y1>1</y1><x2>9</x2><y2>1</y2><x3>9</x3><y3>9</y3><x4>1</x4><y4>9</y4>"
+    boxes = [thing.format(*box) + "</bndbox>" for box in ((1, 1, 9, 9), (11, 6, 30, 20))]
+    (tmp_path / "a.xml").write_text(
+        f"<annotation><object>{boxes[0]}<polygon>{corners}</polygon></object>"
+        f"<object>{boxes[1]}</object></annotation>"
+    )
+    (tmp_path / "a.png").write_bytes(PNG)
+    convert_to_coco([(str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))])
+    polygon, box = read(tmp_path / "a.json")[3]["annotations"]
+    assert polygon["segmentation"] and polygon["area"] == 9 * 9  # pixels 0 to 8, borders included
+    assert not box["segmentation"] and box["area"] == 20 * 15
+
+
 def _pose_row(box, points, depth):
     (x, y), (w, h) = box
     values = [(x + px * w, y + py * h, 2)[:depth] for px, py in points]
