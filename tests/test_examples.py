@@ -25,10 +25,12 @@ def test_the_notebook_runs(trained_folder, small_demo_dataset, tmp_path):
     for name, folder in (("datasets", small_demo_dataset.parent), ("output/demo", trained_folder)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(folder)
+    examples = tmp_path / "examples"  # Jupyter starts where the notebook lies
+    examples.mkdir()
     cells = json.loads((EXAMPLES / "predict_and_features.ipynb").read_text("utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     command = [sys.executable, "-W", "ignore", "-c", "\n".join(code)]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=examples)
     assert answer.returncode == 0, answer.stderr
     assert " objects " in answer.stdout and "(1, 192, 8, 10) (1, 192)" in answer.stdout
 

@@ -10,7 +10,8 @@ from rope_vit_det.errors import input_errors_as_one_line
 
 @input_errors_as_one_line()
 def main() -> None:
-    args = argument_parser().parse_args()
+    opts = "train.init_checkpoint=model.pth optimizer.lr=0.001"
+    args = argument_parser(opts=opts).parse_args()
     from rope_vit_det.engine.lazy import run_lazy
 
     run_lazy(args)

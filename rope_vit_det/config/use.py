@@ -54,7 +54,8 @@ def use_rope_vit(
 ) -> None:
     """Turns a loaded config with a feature pyramid into one of ours, in place.
 
-    It sets MODEL.BACKBONE.NAME (p3 to p7 where the heads read p7, else p2 to p6), MODEL.WEIGHTS,
+    It sets MODEL.BACKBONE.NAME (the pyramid that has what the heads read: p2 to p6, p3 to p7 or
+    res2 to res5) and FREEZE_AT (0: it counts a ResNet's stages), MODEL.WEIGHTS,
     MODEL.ROPE_VIT.NAME and IMAGE_SIZE (PT_GRID_SIZE too, where the file has one), MODEL.PIXEL_MEAN
     and PIXEL_STD, and INPUT.FORMAT; and SOLVER, see :func:`solver_settings`. The statistics stand
     in the weights file alone, so published weights that are not in the cache are downloaded. Keys

@@ -14,23 +14,27 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   %(prog)s --config-file FILE --num-gpus 8
-  %(prog)s --config-file FILE MODEL.WEIGHTS model.pth SOLVER.BASE_LR 0.001
+  %(prog)s --config-file FILE {opts}
 two machines, each with its rank:
   %(prog)s --config-file FILE --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
   %(prog)s --config-file FILE --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT
 """
 
 
-def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+def argument_parser(
+    epilog: str | None = None, *, opts: str = "MODEL.WEIGHTS model.pth SOLVER.BASE_LR 0.001"
+) -> argparse.ArgumentParser:
     """The options of Detectron2's `default_argument_parser`, and --replay and --overwrite.
 
     `args.config_file` is a list, in the order given.
 
     Args:
         epilog: printed below the options; None: examples.
+        opts: overrides in one of these.
     """
     parser = argparse.ArgumentParser(
-        epilog=epilog or _EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        epilog=epilog or _EXAMPLES.replace("{opts}", opts),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
@@ -60,8 +64,8 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="path of a config file, or its name in configs/ or in Detectron2's model zoo; may be "
-        "repeated: files merge in the order given",
+        help="path of a config file, or its name in configs/ or in Detectron2's model zoo; yaml "
+        "files may be several, which merge in the order given",
     )
 
 

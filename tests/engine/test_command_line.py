@@ -1,9 +1,12 @@
 """--config-file: repeated, by its name in the model zoo, and as Detectron2 takes it."""
 
+import re
 from pathlib import Path
 
 import pytest
+from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser
+from omegaconf import OmegaConf
 
 from rope_vit_det.engine.command_line import argument_parser
 from rope_vit_det.engine.setup import load_config
@@ -63,6 +66,15 @@ def test_all_other_options_are_detectron2s():
         del options["--config-file", "config_file"]  # a list here
     assert {key: ours[key] for key in theirs} == theirs
     assert argument_parser().parse_args([]).config_file == []
+
+
+def test_the_examples_of_help_are_overrides_that_a_lazyconfig_has():
+    cfg = LazyConfig.load(str(CONFIGS / "COCO-Detection" / "fcos_rope_vit_reg4_b14_1x.py"))
+    source = (Path(__file__).parents[2] / "tools" / "lazyconfig_train_net.py").read_text()
+    (opts,) = re.findall(r'opts = "(.*)"', source)
+    assert f"--config-file FILE {opts}" in argument_parser(opts=opts).format_help()
+    for key in (each.partition("=")[0] for each in opts.split()):
+        assert OmegaConf.select(cfg, key, default=None) is not None, key
 
 
 def test_a_name_that_is_nowhere_brings_up_its_neighbour():
