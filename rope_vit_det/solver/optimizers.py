@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,13 @@ from detectron2.solver.build import reduce_param_groups
 from fvcore.common.registry import Registry
 from tabulate import tabulate
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..config.keys import check_optimizer_config, warn_of_high_rate
 from ..errors import InputError, did_you_mean
 from ..models import RoPEViT
 from ..utils.torch_private import clip_each_norm
+from ..weights.safe import COMPILED
 
 BLOCK = re.compile(r"backbone\.net\.encoder\.block\.(\d+)\.")
 _NO_DECAY = ("class_token", "reg_tokens", "pos_embedding", "frequencies")
@@ -30,9 +32,29 @@ they return is clipped as SOLVER.CLIP_GRADIENTS says, scheduled, checkpointed an
 
 
 def network_of(model: nn.Module) -> RoPEViT | None:
-    """The RoPE ViT of a detector; None: its backbone is another."""
-    net = getattr(getattr(model, "backbone", None), "net", None)
+    """The RoPE ViT of a detector, wrapped or not; None: its backbone is another."""
+    # A compiled module gives its module's attributes as its own.
+    net = _unwrapped(getattr(getattr(_unwrapped(model), "backbone", None), "net", None))
     return net if isinstance(net, RoPEViT) else None
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Those of a detector, by the names that they have where nothing is wrapped.
+
+    Args:
+        model: itself or parts of it may be under :class:`DistributedDataParallel` or
+            :func:`torch.compile`.
+    """
+    for name, parameter in _unwrapped(model).named_parameters():
+        yield name.replace(COMPILED, ""), parameter
+
+
+def _unwrapped(module: Any) -> Any:
+    """What is under torch's wrappers, in whatever order they are."""
+    compiled = COMPILED.removesuffix(".")
+    while isinstance(module, DataParallel | DistributedDataParallel) or hasattr(module, compiled):
+        module = getattr(module, compiled, None) or module.module
+    return module
 
 
 def layer_decay_factor(name: str, decay: float, num_layers: int) -> float:
@@ -66,6 +88,7 @@ def parameter_groups(
 
     Args:
         model: whose `backbone.net` is a RoPE ViT; without one, every layer learns at `base_lr`.
+            It may be under :class:`DistributedDataParallel` or :func:`torch.compile`.
         base_lr: of pyramid and heads; the network's layers learn at a share of it.
         layer_decay: see :func:`layer_decay_factor`.
     """
@@ -79,7 +102,7 @@ def parameter_groups(
                 "lr": base_lr * layer_decay_factor(name, decay, num_layers),
                 "weight_decay": weight_decay if has_weight_decay(name, parameter) else 0.0,
             }
-            for name, parameter in model.named_parameters()
+            for name, parameter in named_parameters(model)
             if parameter.requires_grad
         ]
     )
@@ -103,13 +126,13 @@ def learning_rate_table(model: nn.Module, optimizer: torch.optim.Optimizer) -> s
     """Layer, learning rate, weight decay and number of weights, frozen ones marked as such.
 
     Args:
-        model: the detector, not under :class:`DistributedDataParallel`.
+        model: the detector.
         optimizer: of its parameters, before a schedule has changed its rates.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     rows: dict[tuple, int] = {}
     has_rope_vit = network_of(model) is not None
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         group = groups.get(id(parameter))
         rates = (f"{group['lr']:.3g}", group["weight_decay"]) if group else ("frozen", "")
         row = (layer_of(name, has_rope_vit=has_rope_vit), *rates)
@@ -228,7 +251,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def _muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
-    matrices = {id(p) for n, p in model.named_parameters() if BLOCK.match(n) and p.dim() == 2}
+    matrices = {id(p) for n, p in named_parameters(model) if BLOCK.match(n) and p.dim() == 2}
     split = []
     for group in groups:
         for muon in (True, False):

@@ -11,11 +11,14 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer as detectron2_optimizer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rope_vit_det import create_backbone
 from rope_vit_det.errors import InputError
 from rope_vit_det.solver import OPTIMIZERS, build_optimizer, optimizers
 from rope_vit_det.solver.optimizers import learning_rate_table
+
+muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
 
 def _vitdet_name(name: str) -> str:
@@ -112,6 +115,52 @@ class _Blocks(nn.Module):
         self.head = nn.Linear(4, 4)
 
 
+def _compiled_network(model):
+    model.backbone.net = torch.compile(model.backbone.net)
+    return model
+
+
+def _compiled_backbone(model):
+    model.backbone = torch.compile(model.backbone)
+    return model
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS = [
+    DistributedDataParallel,
+    torch.compile,
+    lambda model: torch.compile(DistributedDataParallel(model)),
+    lambda model: DistributedDataParallel(torch.compile(model)),
+    _compiled_network,
+    _compiled_backbone,
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("name", ["AdamW", pytest.param("Muon", marks=muon)])
+def test_a_wrapped_model_has_the_groups_of_its_model(detector_cfg, one_process, wrap, name):
+    detector_cfg.SOLVER.LAYER_DECAY, detector_cfg.SOLVER.OPTIMIZER = 0.5, name
+    model = _Blocks()
+    expected = build_optimizer(detector_cfg, model)
+    table = learning_rate_table(model, expected)
+    assert len({group["lr"] for group in expected.param_groups}) == 4  # stem, two blocks, head
+    wrapped = wrap(model)
+    optimizer = build_optimizer(detector_cfg, wrapped)
+    for group, of_model in zip(optimizer.param_groups, expected.param_groups, strict=True):
+        assert all(a is b for a, b in zip(group["params"], of_model["params"], strict=True))
+        settings = ({k: v for k, v in g.items() if k != "params"} for g in (group, of_model))
+        assert next(settings) == next(settings)
+    assert learning_rate_table(wrapped, optimizer) == table
+
+
 def _steps(model, optimizer, count, seed=0):
     """Steps by gradients that are the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -169,9 +218,6 @@ def test_what_makes_no_optimizer_is_one_line(detector_cfg, monkeypatch, own):
     detector_cfg.SOLVER.OPTIMIZER = "Mine"
     with pytest.raises(InputError, match=r"is 'Mine', which gives (None|<class .*>); register"):
         build_optimizer(detector_cfg, _Blocks())
-
-
-muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
 
 @muon
