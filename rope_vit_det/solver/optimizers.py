@@ -118,7 +118,7 @@ def layer_of(name: str, *, has_rope_vit: bool) -> str:
         return block[0].removesuffix(".")
     if has_rope_vit and name.startswith("backbone.net."):
         return "backbone.net (stem, tokens, positions)"
-    parts = name.split(".")[:-1]
+    parts = name.split(".")[:-1] or [name]  # of the model itself
     return ".".join(parts[:2] if parts[0] == "roi_heads" else parts[:1])
 
 

@@ -388,3 +388,10 @@ def test_another_network_under_the_same_name_has_no_stem_of_ours():
     table = learning_rate_table(model, torch.optim.SGD(model.parameters(), lr=0.1))
     (row,) = table.splitlines()[2:]
     assert row.split() == ["backbone", "0.1", "0", "8"]
+
+
+def test_a_parameter_of_the_model_itself_has_a_row():
+    model = nn.Linear(3, 2, bias=False)
+    table = learning_rate_table(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    (row,) = table.splitlines()[2:]
+    assert row.split() == ["weight", "0.1", "0", "6"]
