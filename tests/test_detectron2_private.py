@@ -21,6 +21,7 @@ PACKAGE = Path(rope_vit_det.__file__).parent
 # What our subclasses use of themselves, and evaluators' users of them, by the class that has it.
 INHERITED = {
     hooks.BestCheckpointer: {"_checkpointer", "_period", "_val_metric", "_best_checking"},
+    hooks.PreciseBN: {"_model"},
     TrainerBase: {"_hooks"},
     FPN: {"_size_divisibility"},
     COCOEvaluator: {"_tasks_from_predictions", "_derive_coco_results", "_eval_predictions",

@@ -207,3 +207,25 @@ class EMA(HookBase):
 
     def after_step(self) -> None:
         self._average.update_parameters(self._trained)
+
+
+class PreciseBN(hooks.PreciseBN):
+    """Detectron2's hook, for the averaged model.
+
+    It belongs behind :class:`EMA`, which copies the trained model's statistics at every step, and
+    before what saves and evaluates.
+    """
+
+    def __init__(self, of_trained: hooks.PreciseBN, model: nn.Module) -> None:
+        """
+        Args:
+            of_trained: the hook that Detectron2 made for the trained model.
+            model: the averaged one, in evaluation mode.
+        """
+        vars(self).update(vars(of_trained))
+        self._model = model
+
+    def update_stats(self) -> None:
+        self._model.train()  # the layers in training mode are those that are updated
+        super().update_stats()
+        self._model.eval()

@@ -33,7 +33,7 @@ from ..evaluation.slicing import in_slices
 from ..solver.optimizers import build_optimizer, learning_rate_table
 from ..utils.memory import peak_memory_mib
 from .divergence import end_diverged
-from .hooks import EMA, BestCheckpointer, Checkpoints, EventHistory, StopTraining
+from .hooks import EMA, BestCheckpointer, Checkpoints, EventHistory, PreciseBN, StopTraining
 from .micro_batches import usual_number, with_micro_batches
 from .run_folder import settle_seed
 from .train_step import NotFiniteError, TrainStep, build_train_step
@@ -212,6 +212,8 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         for hook in theirs:
             if isinstance(hook, hooks.EvalHook):
                 built += ours
+            elif isinstance(hook, hooks.PreciseBN) and self.ema:
+                built.append(PreciseBN(hook, self.ema.model))
             elif not isinstance(hook, hooks.PeriodicCheckpointer):  # which is not in all processes
                 built.append(hook)
         return [hook for hook in built if hook]

@@ -136,3 +136,29 @@ def test_a_run_that_goes_on_without_an_average_goes_on_from_what_learned(cfg, tm
     model = build_model(cfg)  # --eval-only --resume
     DetectorCheckpointer(model, str(tmp_path), whole=True).resume_or_load("", resume=True)
     assert _distance(model.state_dict(), average) == 0
+
+
+def test_precise_batch_norm_is_of_the_model_that_is_evaluated(cfg, tmp_path):
+    cfg.MODEL.FPN.NORM = "BN"
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
+    cfg.SOLVER.MAX_ITER = 1
+    trainer = Trainer(cfg)
+    layers = {
+        name: layer
+        for name, layer in trainer.evaluated_model.named_modules()
+        if isinstance(layer, torch.nn.BatchNorm2d)
+    }
+    seen = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(
+            lambda layer, inputs, name=name: seen[name].append(inputs[0].transpose(0, 1).flatten(1))
+        )
+    trainer.train()
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert layers
+    for name, layer in layers.items():
+        assert len(seen[name]) == 2 and not layer.training
+        variance, mean = torch.var_mean(torch.cat(seen[name], 1), 1, correction=0)
+        for key, oracle in (("running_mean", mean), ("running_var", variance)):
+            assert torch.equal(saved[f"{name}.{key}"], getattr(layer, key))
+            assert torch.allclose(saved[f"{name}.{key}"], oracle, rtol=1e-3, atol=1e-5), name
