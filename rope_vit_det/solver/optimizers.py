@@ -82,7 +82,12 @@ def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(
-    model: nn.Module, *, base_lr: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    embedding_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of a detector, grouped for an optimizer by rate and weight decay.
 
@@ -91,16 +96,24 @@ def parameter_groups(
             It may be under :class:`DistributedDataParallel` or :func:`torch.compile`.
         base_lr: of pyramid and heads; the network's layers learn at a share of it.
         layer_decay: see :func:`layer_decay_factor`.
+        embedding_decay: weight decay of every :class:`torch.nn.Embedding`, such as queries.
     """
     net = network_of(model)
     num_layers = 0 if net is None else len(net.encoder.block)
     decay = 1.0 if net is None else layer_decay
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+    def weight_decay_of(name: str, parameter: nn.Parameter) -> float:
+        if id(parameter) in embeddings:
+            return embedding_decay
+        return weight_decay if has_weight_decay(name, parameter) else 0.0
+
     return reduce_param_groups(
         [
             {
                 "params": [parameter],
                 "lr": base_lr * layer_decay_factor(name, decay, num_layers),
-                "weight_decay": weight_decay if has_weight_decay(name, parameter) else 0.0,
+                "weight_decay": weight_decay_of(name, parameter),
             }
             for name, parameter in named_parameters(model)
             if parameter.requires_grad
@@ -146,7 +159,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SOLVER.OPTIMIZER over the trainable parameters, with SOLVER's rates, decays and clipping.
 
     SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" besides Detectron2's "value" and "norm",
-    which clip each gradient alone: the norm of all gradients together is clipped.
+    which clip each gradient alone: the norm of all gradients together is clipped. Weights of
+    :class:`torch.nn.Embedding` have no weight decay, or SOLVER.WEIGHT_DECAY_EMBED where a project
+    adds that key.
 
     Raises:
         InputError: an unknown optimizer, a key that it does not read, or what is registered makes
@@ -160,6 +175,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         layer_decay=cfg.SOLVER.LAYER_DECAY,
+        # Mask2Former's key, and that of what is made from it; other configs lack it.
+        embedding_decay=cfg.SOLVER.get("WEIGHT_DECAY_EMBED", 0.0),
     )
     make = _find(cfg.SOLVER.OPTIMIZER)
     # A class would take cfg for its parameters, and fail in torch's words.

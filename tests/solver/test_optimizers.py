@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rope_vit_det import create_backbone
+from rope_vit_det.checkpoint.resume import carry_over, describe_groups
 from rope_vit_det.errors import InputError
 from rope_vit_det.solver import OPTIMIZERS, build_optimizer, optimizers
 from rope_vit_det.solver.optimizers import learning_rate_table
@@ -64,6 +65,38 @@ def test_weight_decay_spares_norms_biases_tokens_and_positions(built):
             if no_decay:
                 spared.add(name)
     assert spared == {"weight", "bias", "class_token", "reg_tokens", "pos_embedding"}
+
+
+def _with_queries():
+    model = nn.ModuleDict({"queries": nn.Embedding(5, 4), "head": nn.Linear(4, 4)})
+    return model, model["queries"].weight
+
+
+@pytest.mark.parametrize("decay", [None, 0.0, 0.125])
+def test_embeddings_decay_as_mask2former_says(detector_cfg, decay):
+    """As its train_net.py does: every nn.Embedding has WEIGHT_DECAY_EMBED, 0.0 in its configs."""
+    detector_cfg.SOLVER.WEIGHT_DECAY = 0.25
+    if decay is not None:
+        detector_cfg.SOLVER.WEIGHT_DECAY_EMBED = decay
+    model, queries = _with_queries()
+    groups = build_optimizer(detector_cfg, model).param_groups
+    decay_of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay_of[id(queries)] == (decay or 0.0)
+    assert decay_of[id(model["head"].weight)] == 0.25
+
+
+def test_a_run_goes_on_whose_embeddings_had_weight_decay(detector_cfg):
+    model, queries = _with_queries()
+    bias = model["head"].bias
+    matrices = [queries, model["head"].weight]
+    before = torch.optim.AdamW([{"params": matrices}, {"params": [bias], "weight_decay": 0.0}])
+    _steps(model, before, 2)
+    now = build_optimizer(detector_cfg, model)
+    groups = (describe_groups(each, model) for each in (before, now))
+    now.load_state_dict(carry_over(before.state_dict(), *groups))
+    for parameter in model.parameters():
+        assert torch.equal(now.state[parameter]["exp_avg"], before.state[parameter]["exp_avg"])
+    assert {group["weight_decay"] for group in now.param_groups if len(group["params"]) == 2} == {0}
 
 
 def test_every_trainable_parameter_is_there_once_and_no_frozen_one(detector_cfg):
