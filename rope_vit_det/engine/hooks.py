@@ -222,7 +222,7 @@ class PreciseBN(hooks.PreciseBN):
             of_trained: the hook that Detectron2 made for the trained model.
             model: the averaged one, in evaluation mode.
         """
-        vars(self).update(vars(of_trained))
+        self.__dict__.update(vars(of_trained))
         self._model = model
 
     def update_stats(self) -> None:
