@@ -221,8 +221,10 @@ def create_backbone(
         net._apply(_unwritten_bf16)
     net.adapt(lora_rank, lora_alpha, lora_dropout)
     # Else nothing of the network would learn, adapters included.
-    learns = not (lora_rank and freeze_blocks == -1)
-    check_argument("freeze_blocks", freeze_blocks, learns, "0 or more beside LoRA's adapters")
+    depth = len(net.encoder.block)
+    learns = not (lora_rank and freeze_blocks in (-1, depth))
+    allowed_blocks = f"0 to {depth - 1} beside LoRA's adapters"
+    check_argument("freeze_blocks", freeze_blocks, learns, allowed_blocks)
     net.freeze(freeze_blocks)
     return net
 

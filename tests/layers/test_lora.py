@@ -160,7 +160,15 @@ def test_wrong_values_name_their_key(lora_cfg, key, value):
         build_model(lora_cfg)
 
 
-def test_a_frozen_network_takes_no_adapters(lora_cfg):
-    lora_cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS = -1
-    with pytest.raises(InputError, match=r"FREEZE_BLOCKS is -1; allowed: 0 or more beside LoRA"):
+@pytest.mark.parametrize("blocks", [-1, 4])
+def test_a_network_with_all_blocks_frozen_takes_no_adapters(lora_cfg, blocks):
+    lora_cfg.MODEL.ROPE_VIT.FREEZE_BLOCKS = blocks
+    message = rf"FREEZE_BLOCKS is {blocks}; allowed: 0 to 3 beside LoRA"
+    with pytest.raises(InputError, match=message):
         build_model(lora_cfg)
+
+
+def test_adapters_learn_beside_frozen_blocks():
+    net = create_backbone("rope_vit_reg4_demo16", lora_rank=4, freeze_blocks=3)
+    learning = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    assert learning and all("encoder.block.3." in name for name in learning)
