@@ -97,6 +97,9 @@ class RoPEViTBackbone(RoPEViT, Backbone):
                 f"MODEL.ROPE_VIT asks for (missing: {_shorten(missing)}); "
                 + _remedy(birder[0] if birder else None)
             )
+        for key, own_scale in self.named_buffers(prefix.removesuffix(".")):
+            if found and key.endswith(".lora_scale"):  # a buffer: the checkpoint's would win
+                _check_scale(state_dict, key, own_scale)
         for key, parameter in self.named_parameters():
             # A network that may fill the memory takes these tensors, instead of copies of them.
             given = state_dict.get(prefix + key, parameter)
@@ -321,6 +324,17 @@ def _build_pyramid(
         norm=heads.norm_by_name(cfg.MODEL.FPN.NORM or "LN"),
         out_features=out_features,
     )
+
+
+def _check_scale(state_dict: dict[str, Tensor], key: str, own: Tensor) -> None:
+    """Checks that adapters from a checkpoint count as much as the config says."""
+    given = state_dict[key]
+    if own.to(given) != given:  # as whoever wrote the file rounded it
+        rank = len(state_dict[key.replace("lora_scale", "lora_a")])
+        raise InputError(
+            f"{key} is {given.item():.6g} in the checkpoint and {own.item():.6g} in the model: set "
+            f"MODEL.ROPE_VIT.LORA.RANK {rank} MODEL.ROPE_VIT.LORA.ALPHA {given.item() * rank:.6g}"
+        )
 
 
 def _remedy(info: WeightsInfo | None) -> str:

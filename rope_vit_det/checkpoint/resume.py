@@ -31,7 +31,7 @@ _FIXED = (
     "MODEL.ROPE_VIT.NAME",
     "MODEL.ROPE_VIT.FREEZE_BLOCKS",
     "MODEL.ROPE_VIT.LORA.RANK",
-    "MODEL.ROPE_VIT.LORA.ALPHA",  # the checkpoint's would win
+    "MODEL.ROPE_VIT.LORA.ALPHA",
     "MODEL.MASK_ON",
     "MODEL.KEYPOINT_ON",
     "SOLVER.OPTIMIZER",
@@ -91,9 +91,14 @@ def changed_settings(path: str, checkpoint: Any, settings: Settings) -> list[str
     }
     fixed = [text for key, text in changed.items() if key in _FIXED]
     if fixed:
+        # Adapters can be added to weights that have none.
+        lora = ("RANK", "ALPHA") if before.get("MODEL.ROPE_VIT.LORA.RANK") else ()
+        of_weights = {"MODEL.ROPE_VIT.NAME", *(f"MODEL.ROPE_VIT.LORA.{key}" for key in lora)}
+        other = "or start anew from other weights: another OUTPUT_DIR, no --resume"
         raise InputError(
             f"--resume cannot go on with another {', '.join(fixed)}, of which {path} has no "
-            f"optimizer state; set it back, {start_anew(path)}"
+            "optimizer state; set it back, "
+            + (start_anew(path) if of_weights.isdisjoint(changed) else other)
         )
     return list(changed.values())
 

@@ -13,6 +13,7 @@ from helpers import DEMO_CONFIG, differences, metrics_without_times
 from stand_in import cut_down_lazy
 
 from rope_vit_det import add_rope_vit_config
+from rope_vit_det.checkpoint.resume import changed_settings
 from rope_vit_det.engine.lazy import build_trainer
 from rope_vit_det.engine.setup import check_config
 from rope_vit_det.engine.trainer import Trainer
@@ -197,6 +198,24 @@ def test_what_a_resume_cannot_change_is_named(cfg, tmp_path):
     refused("MAX_ITER is 1, and the run has done 2", "SOLVER.MAX_ITER", 1)
     # Not in any list: what the optimizer learns tells them.
     refused("parameters .*ROI_BOX_HEAD.NUM_FC", "MODEL.ROI_BOX_HEAD.NUM_FC", 1, early=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "rank", "weights_fit"),
+    [
+        ("MODEL.ROPE_VIT.NAME", "rope_vit_reg4_b14", "vit_reg4_b14", 0, False),
+        ("MODEL.ROPE_VIT.LORA.RANK", 4, 8, 4, False),
+        ("MODEL.ROPE_VIT.LORA.RANK", 0, 8, 0, True),
+        ("MODEL.ROPE_VIT.LORA.ALPHA", 16.0, 64.0, 4, False),
+        ("MODEL.ROPE_VIT.LORA.ALPHA", 16.0, 64.0, 0, True),
+        ("MODEL.ROPE_VIT.FREEZE_BLOCKS", 0, 1, 4, True),
+    ],
+)
+def test_a_start_from_weights_that_do_not_fit_is_not_advised(key, old, new, rank, weights_fit):
+    before = {"MODEL.ROPE_VIT.LORA.RANK": rank, key: old}
+    with pytest.raises(InputError, match="set it back, or start anew from ") as error:
+        changed_settings("last.pth", {"settings": before}, before | {key: new})
+    assert ("from its weights: MODEL.WEIGHTS last.pth" in str(error.value)) == weights_fit
 
 
 @pytest.mark.slow

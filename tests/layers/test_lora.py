@@ -139,6 +139,22 @@ def test_a_detector_takes_base_weights_and_goes_on_from_its_own_checkpoint(lora_
             DetectorCheckpointer(build_model(lora_cfg)).load(str(tmp_path / "adapted.pth"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_of_another_alpha_names_the_one_to_set(lora_cfg, tmp_path, dtype):
+    lora_cfg.MODEL.ROPE_VIT.LORA.ALPHA = 10.0
+    model = build_model(lora_cfg)
+    state = {key: value.to(dtype) for key, value in model.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "ten.pth")
+    DetectorCheckpointer(build_model(lora_cfg)).load(str(tmp_path / "ten.pth"))
+    lora_cfg.MODEL.ROPE_VIT.LORA.ALPHA = 64.0
+    other = build_model(lora_cfg)
+    with pytest.raises(InputError, match=r"ten\.pth.*RANK 4 MODEL.ROPE_VIT.LORA.ALPHA 10$"):
+        DetectorCheckpointer(other).load(str(tmp_path / "ten.pth"))
+    # In any script, Detectron2's checkpointer or none.
+    with pytest.raises(InputError, match=r"set MODEL.*RANK 4 MODEL.ROPE_VIT.LORA.ALPHA 10$"):
+        other.load_state_dict(state)
+
+
 def test_adapters_learn_at_the_rate_of_their_block(lora_cfg):
     model = build_model(lora_cfg)
     groups = parameter_groups(model, base_lr=1.0, weight_decay=0.1, layer_decay=0.5)
