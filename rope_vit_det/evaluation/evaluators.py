@@ -16,7 +16,7 @@ import os
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -115,8 +115,17 @@ def sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvalu
 
 @EVALUATORS.register()
 def coco_panoptic_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    parts = [make(cfg, dataset_name, output_folder) for make in (sem_seg, coco)]
-    return DatasetEvaluators([*parts, COCOPanopticEvaluator(dataset_name, output_folder)])
+    """PQ alone for the form of Detectron2's `register_coco_panoptic`.
+
+    That has no label images, and its thing_classes hold stuff, which COCO's evaluator refuses.
+    """
+    parts: list[DatasetEvaluator] = [COCOPanopticEvaluator(dataset_name, output_folder)]
+    is_separated = MetadataCatalog.get(dataset_name).get("sem_seg_root", None) is not None
+    if is_separated or any(
+        "sem_seg_file_name" in each for each in DatasetCatalog.get(dataset_name)
+    ):
+        parts[:0] = [make(cfg, dataset_name, output_folder) for make in (sem_seg, coco)]
+    return DatasetEvaluators(parts)
 
 
 @EVALUATORS.register()

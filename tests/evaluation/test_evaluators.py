@@ -1,8 +1,16 @@
 """The evaluator follows the dataset's evaluator_type."""
 
+import json
+
 import pytest
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
 
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation.evaluators import EVALUATORS, build_evaluator, results_folder
@@ -26,7 +34,6 @@ def test_builtin_datasets(detector_cfg, dataset, kind, tmp_path, monkeypatch):
 
 
 def test_coco(detector_cfg, small_demo_dataset, tmp_path):
-    from detectron2.data import DatasetCatalog
     from detectron2.data.datasets import register_coco_instances
 
     json_file = small_demo_dataset / "annotations" / "instances_val.json"
@@ -37,6 +44,38 @@ def test_coco(detector_cfg, small_demo_dataset, tmp_path):
     finally:
         DatasetCatalog.remove("evaluated")
         MetadataCatalog.remove("evaluated")
+
+
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_both_forms_of_coco_panoptic(detector_cfg, small_demo_dataset, tmp_path, has_labels):
+    image = next((small_demo_dataset / "val").glob("*.jpg"))
+    image.with_suffix(".png").touch()
+    segments = [{"id": 1, "category_id": 9, "iscrowd": 0, "area": 9, "bbox": [0, 0, 3, 3]}]
+    annotation = {"image_id": 1, "file_name": f"{image.stem}.png", "segments_info": segments}
+    panoptic = tmp_path / "panoptic.json"
+    panoptic.write_text(json.dumps({"annotations": [annotation]}))
+    instances = small_demo_dataset / "annotations" / "instances_val.json"
+    numbers = {
+        each["id"]: i for i, each in enumerate(json.loads(instances.read_text())["categories"])
+    }
+    classes = [*map(str, numbers), "grass"]  # as in coco_2017_val_panoptic
+    metadata = {
+        **{"thing_classes": classes, "thing_dataset_id_to_contiguous_id": numbers},
+        **{"stuff_classes": classes, "stuff_dataset_id_to_contiguous_id": {9: len(numbers)}},
+    }
+    folder = str(small_demo_dataset / "val")
+    register_coco_panoptic("both", metadata, folder, folder, str(panoptic), str(instances))
+    load = DatasetCatalog.pop("both")
+    more = {"sem_seg_file_name": str(image.with_suffix(".png"))} if has_labels else {}
+    DatasetCatalog.register("both", lambda: [record | more for record in load()])
+    try:
+        parts = build_evaluator(detector_cfg, "both", str(tmp_path / "out"))._evaluators
+        kinds = [SemSegEvaluator, COCOEvaluator] if has_labels else []
+        pairs = zip(parts, [*kinds, COCOPanopticEvaluator], strict=True)
+        assert all(isinstance(part, kind) for part, kind in pairs)
+    finally:
+        DatasetCatalog.remove("both")
+        MetadataCatalog.remove("both")
 
 
 def test_an_unknown_type_names_the_known_ones(detector_cfg):
