@@ -146,3 +146,11 @@ def cityscapes_instance(cfg: CfgNode, dataset_name: str, output_folder: str) -> 
 @EVALUATORS.register()
 def cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     return CityscapesSemSegEvaluator(dataset_name)
+
+
+@EVALUATORS.register()
+def cityscapes_panoptic_seg(
+    cfg: CfgNode, dataset_name: str, output_folder: str
+) -> DatasetEvaluator:
+    parts = [CityscapesSemSegEvaluator(dataset_name), CityscapesInstanceEvaluator(dataset_name)]
+    return DatasetEvaluators([COCOPanopticEvaluator(dataset_name, output_folder), *parts])

@@ -22,6 +22,7 @@ from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
@@ -109,6 +110,9 @@ def _score(
         if not any(each.is_scored for each in formats):
             note = f"dataset {name!r} has nothing to find, or its proposals have no AP; not scored"
             return GroundTruthScore({}, [], [note])
+        # Cityscapes' panoptic dicts, for one, have no objects for the evaluator of instances.
+        formats = [each for each in formats if each.is_scored]
+        evaluator = DatasetEvaluators([each.evaluator for each in formats])
 
         def output(record: dict) -> dict[str, Any]:
             return {k: v for each in formats for k, v in each.output(record).items()}

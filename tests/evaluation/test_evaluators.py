@@ -6,6 +6,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic
 from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     PascalVOCDetectionEvaluator,
@@ -44,6 +46,14 @@ def test_coco(detector_cfg, small_demo_dataset, tmp_path):
     finally:
         DatasetCatalog.remove("evaluated")
         MetadataCatalog.remove("evaluated")
+
+
+def test_cityscapes_panoptic(detector_cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr("numpy.__version__", "2.2.0")  # the newest that its scripts run on
+    name = "cityscapes_fine_panoptic_val"  # of Detectron2's projects/Panoptic-DeepLab
+    parts = build_evaluator(detector_cfg, name, str(tmp_path))._evaluators
+    wanted = {COCOPanopticEvaluator, CityscapesSemSegEvaluator, CityscapesInstanceEvaluator}
+    assert {type(part) for part in parts} == wanted
 
 
 @pytest.mark.parametrize("has_labels", [False, True])

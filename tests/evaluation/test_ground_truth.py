@@ -9,11 +9,18 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import cityscapes, load_coco_json, register_coco_instances
 from detectron2.data.datasets.pascal_voc import register_pascal_voc
-from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, pascal_voc_evaluation
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+    pascal_voc_evaluation,
+)
 
 from rope_vit_det.errors import InputError
 from rope_vit_det.evaluation import EVALUATORS
-from rope_vit_det.evaluation.evaluators import build_evaluator
+from rope_vit_det.evaluation.evaluators import build_evaluator, read_labels
 from rope_vit_det.evaluation.fast import FastCOCOEvaluator
 from rope_vit_det.evaluation.ground_truth import score_ground_truth
 
@@ -297,6 +304,23 @@ def test_panoptic(score, tmp_path, is_spoiled):
         assert answer.missed == ["a.jpg: image 4, annotation 3: a.png has no pixel of this segment"]
     else:
         assert answer.results["panoptic_seg"]["PQ"] == 100 and not answer.missed
+
+
+def test_a_part_with_nothing_to_find_is_left_out(tmp_path):
+    """As in Cityscapes' panoptic dicts, which have no objects."""
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.eye(16, dtype=np.uint8))
+    record = {"file_name": "a.jpg", "sem_seg_file_name": str(path), "height": 16, "width": 16}
+    DatasetCatalog.register("truth", lambda: [record])
+    try:
+        MetadataCatalog.get("truth").set(stuff_classes=["sky", "grass"], ignore_label=255)
+        labels = SemSegEvaluator("truth", sem_seg_loading_fn=read_labels)
+        both = DatasetEvaluators([labels, CityscapesInstanceEvaluator("truth")])
+        answer = score_ground_truth("truth", both, detections_per_image=100)
+    finally:
+        DatasetCatalog.pop("truth", None)
+        MetadataCatalog.pop("truth", None)
+    assert answer.results.keys() == {"sem_seg"} and answer.results["sem_seg"]["mIoU"] == 100
 
 
 @pytest.mark.parametrize("is_spoiled", [False, True])
