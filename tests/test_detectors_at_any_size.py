@@ -32,7 +32,7 @@ def _detect(model, images):
     return [out["instances"] for out in model(images)]
 
 
-@pytest.mark.parametrize("pt_grid_size", [None, [16, 16]])
+@pytest.mark.parametrize("pt_grid_size", [pytest.param(None, marks=pytest.mark.slow), [16, 16]])
 def test_augmentation_over_scales_and_flips(cfg, pt_grid_size):
     """The union of what the detector finds in each view, without duplicates."""
     cfg.MODEL.ROPE_VIT.PT_GRID_SIZE = pt_grid_size

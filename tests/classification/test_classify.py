@@ -200,6 +200,7 @@ def test_weights_without_classifier_give_embeddings_only(weights, photos, tmp_pa
     assert np.load(tmp_path / "e.npz")["embeddings"].shape == (4, 192)
 
 
+@pytest.mark.slow
 def test_the_tool_in_a_process_of_its_own(weights, photos):
     answer = subprocess.run(
         [sys.executable, TOOL, weights, photos, "--top-k", "2"], capture_output=True, text=True

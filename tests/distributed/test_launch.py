@@ -185,6 +185,7 @@ COUNTING = """
 """
 
 
+@pytest.mark.slow
 def test_a_step_has_one_collective_beside_ddps(run, tmp_path):
     script = tmp_path / "counting.py"
     script.write_text(textwrap.dedent(COUNTING))
@@ -300,11 +301,9 @@ def _run_dying(run, tmp_path, method, error):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [
-        ("ZeroDivisionError('rank 1 is dead')", 1),
-        pytest.param("InputError('rank 1 has no file')", 2, marks=pytest.mark.slow),
-    ],
+    [("ZeroDivisionError('rank 1 is dead')", 1), ("InputError('rank 1 has no file')", 2)],
 )
+@pytest.mark.slow
 def test_a_dying_process_ends_the_run(run, tmp_path, error, status):
     answer = _run_dying(run, tmp_path, "Trainer.run_step", error)
     assert answer.returncode == status
@@ -354,6 +353,7 @@ THREADS = """
 """
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_process_keeps_its_threads(run, tmp_path):
     script = tmp_path / "threads.py"
     script.write_text(textwrap.dedent(THREADS))

@@ -52,13 +52,9 @@ def _assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        (*DEMO, *TINY),
-        pytest.param((*RETINANET, *TINY), marks=pytest.mark.slow),
-        pytest.param((*DEMO, "--num-gpus", "2", *TINY), marks=pytest.mark.slow),
-    ],
+    "config", [(*DEMO, *TINY), (*RETINANET, *TINY), (*DEMO, "--num-gpus", "2", *TINY)]
 )
+@pytest.mark.slow
 def test_a_run_is_the_one_without_its_rehearsal(run, tmp_path, config):
     run(*config, "OUTPUT_DIR", "with")
     run("--no-rehearsal", *config, "OUTPUT_DIR", "without")
@@ -76,6 +72,7 @@ def test_so_is_one_that_is_resumed(run, tmp_path):
     _assert_same(tmp_path / "with", tmp_path / "without")
 
 
+@pytest.mark.slow
 def test_a_metric_that_no_evaluation_gives(run, tmp_path):
     metric = ("TEST.EVAL_PERIOD", "2", "SOLVER.BEST_METRIC", "keypoints/AP")
     line = run(*DEMO, *TINY, *metric, "OUTPUT_DIR", "out", status=2)

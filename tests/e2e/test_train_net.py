@@ -80,6 +80,7 @@ def test_a_run_tells_where_everything_lies_and_records_how_it_was_started(traine
     assert (row["git_revision"] or "").removesuffix("-dirty") == head.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_same_folder_is_refused(run, config, trained):
     out, _ = trained
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

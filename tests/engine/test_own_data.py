@@ -119,6 +119,7 @@ def test_classes_and_ids_travel_in_the_checkpoint(mine, trained):
     assert results and {r["category_id"] for r in results} <= set(ids.values())
 
 
+@pytest.mark.slow
 def test_evaluation_needs_only_the_held_out_data(run, trained):
     out, _ = trained
     weights = ("MODEL.WEIGHTS", out / "model_final.pth", "OUTPUT_DIR", "again")

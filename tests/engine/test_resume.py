@@ -96,7 +96,12 @@ def _lora(cfg):
 
 
 @pytest.mark.parametrize(
-    "change", [_ema, _retinanet_without_grouping, pytest.param(_lora, marks=pytest.mark.slow)]
+    "change",
+    [
+        _ema,
+        pytest.param(_retinanet_without_grouping, marks=pytest.mark.slow),
+        pytest.param(_lora, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_cut_off_twice(cfg, tmp_path, change):
     change(cfg)

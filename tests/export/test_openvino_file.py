@@ -104,6 +104,7 @@ run(torch.zeros(3, 96, 72), torch.tensor([96, 64]))
 """
 
 
+@pytest.mark.slow
 def test_wrong_sizes_are_refused_on_a_single_core(graph, tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", SINGLE, *map(str, save(graph, tmp_path))]
     one = min(os.sched_getaffinity(0))

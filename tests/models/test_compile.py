@@ -124,9 +124,8 @@ def assert_same_gradients(model, eager, *, tolerance=1e-4):
             assert relative_difference(parameter.grad, grads[key]) < tolerance, key
 
 
-@pytest.mark.parametrize(
-    ("window", "checkpointing"), [pytest.param(0, False, marks=pytest.mark.slow), (4, True)]
-)
+@pytest.mark.parametrize(("window", "checkpointing"), [(0, False), (4, True)])
+@pytest.mark.slow
 def test_gradients_are_the_eager_ones(quick_compiler, window, checkpointing):
     model, eager = pair(window_size=window, activation_checkpoint=checkpointing)
     assert_same_gradients(model, eager)

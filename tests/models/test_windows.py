@@ -28,7 +28,8 @@ def test_equals_masked_attention(grid, window, pt_grid_size):
     _assert_equals_reference(move_off_initial_values(model), grid, pt_grid_size, batch=2)
 
 
-@pytest.mark.parametrize("pt_grid_size", [pytest.param(None, marks=pytest.mark.slow), (16, 16)])
+@pytest.mark.parametrize("pt_grid_size", [None, (16, 16)])
+@pytest.mark.slow
 def test_equals_masked_attention_at_the_size_of_an_image(pt_grid_size):
     """800 x 1344 px at stride 16, windows of 16: edge windows of 2 x 16, 16 x 4 and 2 x 4."""
     model = create_model("rope_vit_reg4_demo16", window_size=16, pt_grid_size=pt_grid_size)

@@ -281,7 +281,8 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(detector_cfg):
 
 
 @muon
-@pytest.mark.parametrize("clip_type", [pytest.param("norm", marks=pytest.mark.slow), "full_model"])
+@pytest.mark.parametrize("clip_type", ["norm", "full_model"])
+@pytest.mark.slow
 def test_muon_is_scheduled_clipped_and_resumed_as_one_optimizer(detector_cfg, tmp_path, clip_type):
     solver = detector_cfg.SOLVER
     solver.OPTIMIZER, solver.LAYER_DECAY = "Muon", 0.7
