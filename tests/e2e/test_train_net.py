@@ -109,6 +109,7 @@ def test_evaluation_alone_finds_what_the_training_run_found(run, config, trained
         assert a["score"] == pytest.approx(b["score"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_where_it_stopped(run, config, trained):
     out, _ = trained
     more = (*SHORT, "SOLVER.MAX_ITER", "6", "OUTPUT_DIR", "out")

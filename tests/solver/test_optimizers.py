@@ -254,6 +254,7 @@ def test_what_makes_no_optimizer_is_one_line(detector_cfg, monkeypatch, own):
 
 
 @muon
+@pytest.mark.slow
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(detector_cfg):
     solver = detector_cfg.SOLVER
     solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY = "Muon", 0.01, 0.1
