@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from ..errors import InputError, check_packages
+from ..utils.atomic_files import check_new_file, new_file
 from ..utils.image_files import (
     ORIENTATION,
     SIDEWAYS,
@@ -55,6 +56,11 @@ def convert_to_coco(
     check_packages("supervision", extra="convert")
     import supervision
 
+    written = [os.path.realpath(json_file) for json_file, *_ in splits]
+    for path in written:
+        check_new_file(path, force=True)
+        if written.count(path) > 1:
+            raise InputError(f"two --split write {path}: give each a file of its own")
     _check_folders_below(splits, ".xml" if names is None else ".txt")
     lines: list[str] = []
     with any_number_of_pixels(True):  # large images are sliced by the JSON file
@@ -67,10 +73,8 @@ def convert_to_coco(
                 raise InputError("two --split have the same folder of images; name one") from None
             datasets = [_part(whole, dataset.image_paths) for dataset in datasets]
         for (json_file, _, _), dataset in zip(splits, datasets, strict=True):
-            try:
-                dataset.as_coco(annotations_path=json_file)
-            except OSError as error:
-                raise InputError(f"{json_file}: {describe_read_error(json_file, error)}") from None
+            with new_file(json_file, force=True) as temporary:
+                dataset.as_coco(annotations_path=str(temporary))
             objects = sum(map(len, dataset.annotations.values()))
             lines.append(
                 f"{json_file}: {len(dataset)} images, {objects} annotations, "

@@ -291,7 +291,6 @@ def test_voc_is_held_to_the_image_as_it_is_read(tmp_path, size, orientation, mes
             b"<annotation><object><name>thing</name></object></annotation>",
             "Missing bndbox",
         ),
-        ("a.json", None, "Is a directory"),
     ],
 )
 def test_the_file_that_cannot_be_read_is_named(tmp_path, file, content, message):
@@ -386,6 +385,22 @@ def test_images_larger_than_pillows_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 // 3)
     convert_to_coco([(str(tmp_path / "a.json"), str(tmp_path), str(tmp_path))])
     assert read(tmp_path / "a.json")[0] == {"a.png": (40, 30)}
+
+
+def test_an_output_is_found_wanting_before_the_work(tmp_path):
+    from rope_vit_det.data.convert import convert_to_coco
+    from rope_vit_det.errors import InputError
+
+    (tmp_path / "folder.json").mkdir()
+    split = (str(tmp_path / "folder.json"), "nowhere", "nowhere")
+    with pytest.raises(InputError, match=r"/folder\.json is a folder$"):
+        convert_to_coco([split])
+    # The first would be lost.
+    same = [
+        (str(tmp_path / name), "nowhere", "nowhere") for name in ("a.json", "folder.json/../a.json")
+    ]
+    with pytest.raises(InputError, match=r"two --split write .*/a\.json: give each a file"):
+        convert_to_coco(same)
 
 
 def test_one_folder_of_images_in_two_splits(tmp_path):
