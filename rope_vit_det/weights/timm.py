@@ -442,13 +442,21 @@ def _as_timms(state: State) -> State:
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    """timm's `config.json`, as it lies beside `model.safetensors` on the hub; {}: there is none."""
+    """timm's `config.json`, as it lies beside `model.safetensors` on the hub; {}: there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     file = path.with_name("config.json")
-    try:
-        config = json.loads(file.read_text("utf-8")) if path.stem == "model" else {}
-    except (OSError, ValueError):
+    if path.stem != "model" or not file.exists():
         return {}
-    return config if isinstance(config, dict) and "architecture" in config else {}
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}; repair it, or take it away") from None
+    if not isinstance(config, dict) or "architecture" not in config:  # another publisher's
+        return {}
+    return {"pretrained_cfg": config, **config}  # older files have one dict for all
 
 
 def _poolings(

@@ -142,6 +142,17 @@ def test_what_the_hubs_config_changes_is_followed(name, pool, size, monkeypatch,
     assert disagreement(compared_settings(cfg), info) is None
 
 
+def test_an_older_config_of_the_hubs_and_a_damaged_one(shallow, tmp_path):
+    """timm's `_parse_model_cfg` takes the first; the second was passed over without a word."""
+    path = _as_the_hub(shallow(TINY), tmp_path, model_args={"depth": None})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architecture": TINY, "mean": [0.1, 0.2, 0.3]}))
+    assert load_model(path)[1].rgb_mean == (0.1, 0.2, 0.3)
+    file.write_text(file.read_text()[:-1])
+    with pytest.raises(InputError, match=r"config\.json cannot be read: .*line 1"):
+        load_model(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
