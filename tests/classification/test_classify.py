@@ -78,9 +78,14 @@ def test_preprocessing_equals_birders(photos, size):
 
 
 @pytest.mark.parametrize(
-    ("size", "config"), [(None, None), ((336, 336), {"pt_grid_size": (14, 14)}), ((160, 256), None)]
+    ("size", "config", "suffix"),
+    [
+        (None, None, ".csv"),
+        (None, None, ".npz"),
+        ((336, 336), {"pt_grid_size": (14, 14)}, ".csv"),
+        ((160, 256), None, ".npz"),
+    ],
 )
-@pytest.mark.parametrize("suffix", [".csv", ".npz"])
 def test_probabilities_and_embeddings_equal_birders(
     weights, photos, tmp_path, size, config, suffix
 ):

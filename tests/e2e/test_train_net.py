@@ -121,21 +121,17 @@ def test_a_resumed_run_goes_on_where_it_stopped(run, config, trained):
     assert {int(s["step"]) for s in state.values()} == {6}
 
 
-def test_the_demo_runs_and_runs_again(run):
-    for previous in (False, True):
-        log = run("demo.py", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
-        out = run.folder / "output" / "demo"
-        for name in (
-            "model_final.pth",
-            "metrics.json",
-            "curves.png",
-            "predictions.png",
-            "report.html",
-        ):
-            assert (out / name).stat().st_size > 0
-            assert name in log
-        assert "occluded" in log and "| AP" in log
-        assert (run.folder / "output" / "demo.previous" / "model_final.pth").exists() == previous
+def test_the_demo_runs_after_an_earlier_run(run):
+    out = run.folder / "output" / "demo"
+    out.mkdir(parents=True)
+    (out / "model_final.pth").write_text("of the earlier run")
+    log = run("demo.py", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
+    for name in ("model_final.pth", "metrics.json", "curves.png", "predictions.png", "report.html"):
+        assert (out / name).stat().st_size > 0
+        assert name in log
+    assert "occluded" in log and "| AP" in log
+    earlier = run.folder / "output" / "demo.previous" / "model_final.pth"
+    assert earlier.read_text() == "of the earlier run"
 
 
 @pytest.mark.slow

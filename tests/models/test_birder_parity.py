@@ -40,8 +40,8 @@ def test_card_network_has_the_parameters_of_its_card(pair):
     ("size", "pt_grid_size", "batch"),
     [
         ((224, 224), None, 1),
-        ((224, 224), (16, 16), 3),
-        ((336, 252), None, 1),
+        ((224, 224), (16, 16), 2),
+        pytest.param((336, 252), None, 1, marks=pytest.mark.slow),
         ((336, 252), (16, 16), 1),
         pytest.param((336, 336), None, 1, marks=pytest.mark.slow),
         pytest.param((336, 336), (16, 16), 3, marks=pytest.mark.slow),
@@ -60,8 +60,9 @@ def test_card_network_equals_birder(pair, size, pt_grid_size, batch):
         assert list(features) == ["neck"]
         oracle_neck = oracle.detection_features(x)["stage1"]
         assert relative_difference(features["neck"], oracle_neck) < 1e-5
-        assert relative_difference(ours.embedding(x), oracle.embedding(x)) < 1e-5
-        assert relative_difference(ours(x), oracle(x)) < 1e-5
+        embedding = oracle.embedding(x)
+        assert relative_difference(ours.embedding(x), embedding) < 1e-5
+        assert relative_difference(ours(x), oracle.classify(embedding)) < 1e-5
     if size == (224, 224):
         assert features["neck"].shape == (batch, 768, 16, 16)
 
@@ -81,8 +82,17 @@ def test_names_are_those_of_the_issue():
     assert set(NAMES) <= set(VARIANTS)
 
 
-@pytest.mark.parametrize("name", ["rope_vit_t14", "rope_vit_reg1_s16", "rope_vit_m16"])
-@pytest.mark.parametrize("image_size", [(224, 224), (336, 448)])
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [
+        ("rope_vit_t14", (224, 224)),
+        ("rope_vit_t14", (336, 448)),
+        ("rope_vit_reg1_s16", (336, 448)),
+        pytest.param("rope_vit_reg1_s16", (224, 224), marks=pytest.mark.slow),
+        ("rope_vit_m16", (224, 224)),
+        pytest.param("rope_vit_m16", (336, 448), marks=pytest.mark.slow),
+    ],
+)
 def test_small_names_equal_birder_and_go_both_ways(name, image_size):
     ours = move_off_initial_values(create_model(name, num_classes=7, image_size=image_size))
     oracle = birder_model(name, num_classes=7, size=image_size).eval()
