@@ -157,6 +157,7 @@ def record_run(output: str, seed: int, *, eval_only: bool) -> None:
         seed: of the run, also where it was drawn.
     """
     config = Path(output, "config.yaml")
+    packages = [each.metadata for each in metadata.distributions()]  # parsed once
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -164,10 +165,7 @@ def record_run(output: str, seed: int, *, eval_only: bool) -> None:
         "seed": seed,
         "git_revision": git_revision(),
         "python": sys.version.split()[0],
-        "versions": {
-            each.metadata["Name"]: each.version
-            for each in sorted(metadata.distributions(), key=lambda d: d.metadata["Name"] or "")
-        },
+        "versions": dict(sorted((str(each["Name"]), each["Version"]) for each in packages)),
         "config": config.read_text("utf-8") if config.is_file() else None,
     }
     with Path(output, RECORD_FILE).open("a", encoding="utf-8") as file:
