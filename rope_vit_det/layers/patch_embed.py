@@ -28,6 +28,9 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(in_channels, dim, patch_size, stride=stride, bias=bias)
         self.patch_stride = stride
         matrix = None if stride == patch_size else pseudo_inverse_resize(patch_size, stride)
+        # Under `torch.device("cuda")`. Nothing fills it again that was on the meta device.
+        if matrix is not None and not self.weight.is_meta:
+            matrix = matrix.to(self.weight.device)
         self.resize_matrix: Tensor | None
         self.register_buffer("resize_matrix", matrix, persistent=False)
         nn.init.trunc_normal_(self.weight, std=math.sqrt(1 / self.weight[0].numel()))

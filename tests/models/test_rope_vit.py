@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from helpers import move_off_initial_values, relative_difference
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rope_vit_det import RoPEViTBackbone, create_model
 from rope_vit_det.layers import cpu as cpu_kernels
@@ -201,3 +202,18 @@ def test_freeze_stops_stem_tokens_positions_and_first_blocks():
             ValueError, match=r"freeze_blocks must be 0 .nothing is frozen., 1 to 12"
         ):
             model.freeze(wrong)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kwargs", [{}, {"window_size": 16}, {"tile_pos_embed": True}])
+def test_on_a_gpu_all_stays_there_and_the_host_never_waits(monkeypatch, kwargs, training):
+    """Fake tensors have the rules of a GPU, and no values that a host could wait for."""
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # it waits
+    with FakeTensorMode(), torch.device("cuda"):
+        model = create_model("rope_vit_reg4_m14", patch_stride=16, num_classes=3, **kwargs)
+        model.train(training)
+        for height, width in ((224, 224), (512, 800)):
+            images = torch.empty(2, 3, height, width)
+            neck, logits = model.detection_features(images)["neck"], model(images)
+            assert neck.shape == (2, 512, height // 16, width // 16) and logits.shape == (2, 3)
+            assert neck.is_cuda and logits.is_cuda
