@@ -86,7 +86,7 @@ def test_training_on_rectangles_of_many_scales(cfg):
     cfg.MODEL.ROPE_VIT.ACTIVATION_CHECKPOINT = True
     model = build_model(cfg).train()
     first = model.state_dict()
-    for sizes in [[(64, 150), (100, 70)], [(33, 290)], [(200, 48), (160, 160)]]:
+    for sizes in [[(64, 150), (100, 70)], [(33, 290)], [(160, 48)]]:
         batch = [detector_input(*size) for size in sizes]
         grads = []
         for detector in (model, copy.deepcopy(model)):

@@ -128,9 +128,9 @@ def test_embedding_does_not_depend_on_the_order_of_tokens():
     ("grid", "window", "tile"),
     [
         ((10, 14), 4, (4, 4)),  # the table (16 x 16) is interpolated to the window, then repeated
-        ((35, 20), 16, (16, 16)),  # each window sees the table itself
-        ((35, 10), 16, (16, 10)),  # a window is no wider than the grid, and so is a tile
-        ((35, 20), 0, (16, 16)),  # without windows: the table's own grid
+        ((20, 18), 16, (16, 16)),  # each window sees the table itself
+        ((20, 10), 16, (16, 10)),  # a window is no wider than the grid, and so is a tile
+        ((20, 18), 0, (16, 16)),  # without windows: the table's own grid
         ((7, 5), 40, (7, 5)),  # a window that covers the grid: interpolated, as without tiles
     ],
 )
