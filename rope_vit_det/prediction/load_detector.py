@@ -1,5 +1,6 @@
 """From what a training left, or a config and a checkpoint, to a detector with class names."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,8 +22,8 @@ _THRESHOLDS = ("ROI_HEADS", "RETINANET")
 
 
 def read_detector_config(
-    config_or_dir: str,
-    weights: str | None,
+    config_or_dir: str | os.PathLike,
+    weights: str | os.PathLike | None,
     opts: Sequence[str],
     threshold: float,
     settled: Mapping[str, str],
@@ -55,7 +56,7 @@ def read_detector_config(
     if weights is None and path.is_dir() and "MODEL.WEIGHTS" not in opts:
         weights = _find_checkpoint(path)
     if weights is not None:
-        cfg.MODEL.WEIGHTS = weights
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS.startswith(PREFIXES):
         named = f"{cfg.MODEL.WEIGHTS} is a backbone alone" if cfg.MODEL.WEIGHTS else "none is named"
         raise InputError(f"{file}: a trained detector's checkpoint is needed, {named}; --weights")
@@ -64,7 +65,7 @@ def read_detector_config(
     return cfg
 
 
-def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Classes]:
+def load_detector(cfg: CfgNode, categories: str | os.PathLike | None) -> tuple[nn.Module, Classes]:
     """The detector of MODEL.WEIGHTS, ready for inference, and its classes.
 
     Args:
@@ -76,7 +77,7 @@ def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Clas
     """
     model = build_model(cfg).eval()
     rest = DetectorCheckpointer(model, whole=True).load(cfg.MODEL.WEIGHTS)
-    source = categories or cfg.MODEL.WEIGHTS
+    source = str(categories or cfg.MODEL.WEIGHTS)
     classes = _read_categories(categories) if categories else classes_of(rest)
     if classes is None:
         raise InputError(
@@ -87,14 +88,14 @@ def load_detector(cfg: CfgNode, categories: str | None) -> tuple[nn.Module, Clas
     return model, classes
 
 
-def _find_checkpoint(folder: Path) -> str:
+def _find_checkpoint(folder: Path) -> Path:
     for path in (folder / BEST, folder / FINAL, last_checkpoint(folder)):
         if path and path.is_file():
-            return str(path)
+            return path
     raise InputError(f"{folder} has no checkpoint ({BEST}, {FINAL}, {LAST}); --weights")
 
 
-def _read_categories(path: str) -> Classes:
+def _read_categories(path: str | os.PathLike) -> Classes:
     categories = read_coco(path, needed=("categories",))["categories"]
     try:
         # Detectron2 numbers classes in the order of their ids.

@@ -85,9 +85,7 @@ class Predictor:
             InputError: names the file, key or value that is wrong, and the remedy.
         """
         bound_caches()
-        cfg = read_detector_config(
-            os.fspath(config_or_dir), _path(weights), opts, threshold, _SETTLED
-        )
+        cfg = read_detector_config(config_or_dir, weights, opts, threshold, _SETTLED)
         self.device = find_device(device)
         cfg.MODEL.DEVICE = str(self.device)
         _check(cfg, tta)
@@ -97,7 +95,7 @@ class Predictor:
             cfg.TEST.SLICE.SIZE = slice_side
         cfg.freeze()
         self.cfg = cfg
-        self.model, self.classes = load_detector(cfg, _path(categories))
+        self.model, self.classes = load_detector(cfg, categories)
         self.metadata = class_metadata(self.classes["names"])
         self.threshold = threshold
         self._bf16 = bf16
@@ -231,10 +229,6 @@ class Predictor:
             ) from None
         found = [output["instances"].to("cpu") for output in outputs]
         return [each[each.scores >= self.threshold] for each in found]
-
-
-def _path(path: str | os.PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
 
 
 def _name(image: ImageLike, number: int) -> str:
