@@ -239,18 +239,16 @@ def _name(image: ImageLike, number: int) -> str:
     return known if isinstance(known, str) and known else f"image {number} of those given"
 
 
-def _as_rgb(image: ImageLike, name: str, channel_order: str) -> np.ndarray:
-    if isinstance(image, str | os.PathLike | Image.Image) or (
-        not isinstance(image, np.ndarray) and hasattr(image, "read")
-    ):
+def _as_rgb(image: Any, name: str, channel_order: str) -> np.ndarray:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return image if channel_order == "RGB" else image[:, :, ::-1]
+    if isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "read"):
         return read_rgb(image, name)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise InputError(
-            f"{name}: an image is a path, a file open for reading bytes, a PIL image or a uint8 "
-            f"array (H, W, 3), not {what}"
-        )
-    return image if channel_order == "RGB" else image[:, :, ::-1]
+    what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+    raise InputError(
+        f"{name}: an image is a path, a file open for reading bytes, a PIL image or a uint8 "
+        f"array (H, W, 3), not {what}"
+    )
 
 
 def _check(cfg: Any, tta: bool) -> None:
