@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -251,16 +251,12 @@ class _Work:
 
     def predict_video(self, video: Video) -> None:
         number = 0
-        with ExitStack() as stack:
-            bar = stack.enter_context(
-                tqdm(total=video.num_frames or None, unit="frame", disable=None)
-            )
-            if self.drawn:
-                path = self.drawn[video.path]
-                file = stack.enter_context(new_video(path, video.frame_rate, video.size))
+        path = self.drawn.get(video.path)
+        drawn = new_video(path, video.frame_rate, video.size) if path else nullcontext()
+        with tqdm(total=video.num_frames or None, unit="frame", disable=None) as bar, drawn as file:
             for frames in video.batches(self.batch_size):
                 for frame, found in zip(frames, self.predict(frames, "BGR"), strict=True):
-                    if self.drawn:
+                    if file:
                         picture = draw_instances(frame[:, :, ::-1], found, self.predictor.metadata)
                         file.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
                     if self.labels:
