@@ -101,7 +101,7 @@ def run(
             "--label-studio": filter(None, [label_studio]),
         },
     )
-    source = Video(video) if video else _Images(paths, slice_side)
+    source = Video(video) if video else _sizes(paths, any_size=slice_side is not None)
     predictor = Predictor(
         config_file,
         weights,
@@ -132,12 +132,12 @@ def run(
     print(work.summary(time.perf_counter() - start))
     for path in written:
         print(f"written: {path}")
-    if left_out and isinstance(source, _Images):
-        print(f"{left_out} of {len(source.paths)} images left out, see above", file=sys.stderr)
+    if left_out:
+        print(f"{left_out} of {len(paths)} images left out, see above", file=sys.stderr)
     return 1 if left_out else 0
 
 
-def _check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
+def _sizes(paths: Sequence[str], *, any_size: bool) -> dict[str, tuple[int, int]]:
     """Looks at every image, before the work starts, without decoding what looks whole.
 
     Returns:
@@ -153,24 +153,13 @@ def _check_images(paths: Sequence[str]) -> list[tuple[int, int]]:
         except InputError as error:
             return InputError(f"{path}: {error}")
 
-    sizes = list(for_each_file(size, paths, "Looking at the images"))
+    with any_number_of_pixels(any_size):
+        sizes = for_each_file(size, paths, "Looking at the images")
     errors = [each for each in sizes if isinstance(each, InputError)]
     if errors:
         more = f" ({len(errors)} of {len(paths)} images cannot be read)" if errors[1:] else ""
         raise InputError(f"{errors[0]}{more}")
-    return [each for each in sizes if not isinstance(each, InputError)]
-
-
-class _Images:
-    """Image files, checked."""
-
-    def __init__(self, paths: list[str], slice_side: int | None) -> None:
-        self.ids = {path: i for i, path in enumerate(paths, start=1)}
-        self.are_sliced = slice_side is not None
-        with any_number_of_pixels(self.are_sliced):
-            sizes = dict(zip(paths, _check_images(paths), strict=True))
-        # Images of a size go through the network together.
-        self.paths = sorted(paths, key=lambda path: sizes[path])
+    return {p: s for p, s in zip(paths, sizes, strict=True) if not isinstance(s, InputError)}
 
 
 @dataclass
@@ -209,24 +198,28 @@ class _Work:
             f"{self.predictor.device}"
         )
 
-    def predict_images(self, source: _Images) -> int:
-        """Returns how many images were left out."""
+    def predict_images(self, sizes: Mapping[str, tuple[int, int]]) -> int:
+        """Returns how many images, whose sizes are given, were left out."""
+        ids = {path: i for i, path in enumerate(sizes, start=1)}
+        # Images of a size go through the network together.
+        paths = sorted(sizes, key=lambda path: sizes[path])
+        are_sliced = self.predictor.cfg.TEST.SLICE.ENABLED
 
         def load(path: str) -> tuple[np.ndarray | None, Prepared] | InputError:
             """What pictures are drawn on, if any are, and what the detector gets."""
             try:
-                with any_number_of_pixels(source.are_sliced):
+                with any_number_of_pixels(are_sliced):
                     image = read_rgb(path)
                 return image if self.drawn else None, self.predictor.prepare(image, path)
             except InputError as error:
                 return error
 
         errors = []
-        if source.are_sliced:  # no large image waits while another is looked at
-            batches: Iterator = ([(path, load(path))] for path in source.paths)
+        if are_sliced:  # no large image waits while another is looked at
+            batches: Iterator = ([(path, load(path))] for path in paths)
         else:
-            batches = load_batches(source.paths, self.batch_size, load)
-        with tqdm(total=len(source.paths), unit="image", disable=None) as bar:
+            batches = load_batches(paths, self.batch_size, load)
+        with tqdm(total=len(paths), unit="image", disable=None) as bar:
             for loaded in batches:
                 batch = [(p, *each) for p, each in loaded if not isinstance(each, InputError)]
                 new = [error for _, error in loaded if isinstance(error, InputError)]
@@ -236,14 +229,14 @@ class _Work:
                 results = self.predict([made for *_, made in batch], "RGB") if batch else []
                 for (path, image, _), found in zip(batch, results, strict=True):
                     if self.labels:
-                        self.labels.add(source.ids[path], found, file_name=path)
+                        self.labels.add(ids[path], found, file_name=path)
                     if image is not None:
                         picture = draw_picture(image, found, self.predictor.metadata)
                         write_picture(picture, self.drawn[path])
                 bar.update(len(loaded))
                 # Before the next is read.
                 image = picture = results = found = loaded = batch = None  # type: ignore[assignment]
-        if len(errors) == len(source.paths):
+        if len(errors) == len(paths):
             raise InputError(
                 f"none of the {len(errors)} images can be used; the first, {errors[0]}"
             )
