@@ -17,7 +17,6 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..evaluation.slicing import check_slicing
 from ..utils.atomic_files import check_folder, check_new_file
 from ..utils.image_files import (
     any_number_of_pixels,
@@ -80,8 +79,6 @@ def run(
         )
     if batch_size < 1:
         raise InputError(f"the batch size must be 1 or more, got {batch_size}")
-    if slice_side is not None:
-        check_slicing(slice_side)
     for folder in filter(None, (output, yolo)):
         check_folder(folder)
     for file in filter(None, (json_file, label_studio)):
