@@ -94,10 +94,6 @@ class PaddedBackbone(Backbone):
     def size_divisibility(self) -> int:
         return self.step
 
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return {"size_divisibility": self.step}
-
 
 def with_padding(
     detector: nn.Module, step: int, run: Callable[[Tensor], Mapping[str, Tensor]] | None = None
