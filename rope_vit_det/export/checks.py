@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.structures import Instances, pairwise_iou
 from PIL import Image
 from torch import Tensor, nn
@@ -47,10 +48,8 @@ def check_images(
     images = []
     for i, (height, width) in enumerate(sizes):
         pixels = read_rgb(paths[i % len(paths)]) if paths else draw_scene(rng).image[..., ::-1]
-        scaled = np.array(Image.fromarray(pixels).resize((width, height)))
-        if channels == "BGR":
-            scaled = scaled[..., ::-1]
-        images.append(torch.from_numpy(np.ascontiguousarray(scaled)).permute(2, 0, 1).float())
+        scaled = convert_PIL_to_numpy(Image.fromarray(pixels).resize((width, height)), channels)
+        images.append(torch.from_numpy(np.array(scaled, order="C")).permute(2, 0, 1).float())
     return images
 
 
