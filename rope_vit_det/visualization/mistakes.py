@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.utils.visualizer import GenericMask, Visualizer
+from detectron2.utils.visualizer import Visualizer
 
 from ..evaluation.matching import ImageMatches
 from .sheets import caption_below, readable_scale
@@ -37,18 +37,13 @@ def draw_mistakes(
     )
     has_labels = sum(len(entries) for _, entries, _ in kinds) <= _MAX_LABELS
     for kind, entries, colour in kinds:
-        if entries:
-            canvas.overlay_instances(
-                boxes=np.array([_box(each) for each in entries]),
-                masks=[GenericMask(each["segmentation"], *image.shape[:2]) for each in entries]
-                if masks
-                else None,
-                labels=[_label(each, class_names, kind) for each in entries]
-                if has_labels
-                else None,
-                assigned_colors=[np.array(colour) / 255] * len(entries),
-                alpha=0.35,
-            )
+        canvas.overlay_instances(
+            boxes=np.array([_box(each) for each in entries]),
+            masks=[each["segmentation"] for each in entries] if masks else None,
+            labels=[_label(each, class_names, kind) for each in entries] if has_labels else None,
+            assigned_colors=[np.array(colour) / 255] * len(entries),
+            alpha=0.35,
+        )
     counts = [(f"{len(entries)} {kind}", colour) for kind, entries, colour in kinds]
     return caption_below(canvas.output.get_image(), matches.image["file_name"], counts)
 
