@@ -55,8 +55,6 @@ def _label(entry: Mapping[str, Any], class_names: Mapping[int, str], kind: str) 
 
 
 def _box(entry: Mapping[str, Any]) -> list[float]:
-    if "bbox" in entry:
-        x, y, width, height = entry["bbox"]
-    else:
-        x, y, width, height = mask_util.toBbox(entry["segmentation"])
+    box = entry["bbox"] if "bbox" in entry else mask_util.toBbox(entry["segmentation"])
+    x, y, width, height = box
     return [x, y, x + width, y + height]
