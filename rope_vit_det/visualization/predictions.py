@@ -67,6 +67,5 @@ def draw_predictions(
         truth = Visualizer(pixels, metadata, scale, instance_mode=ColorMode.SEGMENTATION)
         panels.append(truth.draw_dataset_dict(dict(image)).get_image())
         panels.append(draw_instances(pixels, found[found.scores >= min_score], metadata, scale))
-    columns = 2 * min(_PAIRS_A_ROW, len(images))
     captions = ["ground truth", "predictions"] * _PAIRS_A_ROW
-    write_picture(make_sheet(panels, columns, _PANEL[0], captions), out)
+    write_picture(make_sheet(panels, len(captions), _PANEL[0], captions), out)
