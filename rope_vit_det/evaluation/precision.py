@@ -11,15 +11,15 @@ from pycocotools.coco import COCO
 
 from .fast import evaluate
 
-MAX_DETECTIONS = [1, 10, 100]
-# The columns of Detectron2's tables: threshold (None: the mean over all) and area.
-METRICS = {
-    "AP": (None, 0),
+_ALL = slice(None)
+# The columns of Detectron2's tables: thresholds, of which the mean is taken, and area.
+METRICS: dict[str, tuple[int | slice, int]] = {
+    "AP": (_ALL, 0),
     "AP50": (0, 0),
     "AP75": (5, 0),
-    "APs": (None, 1),
-    "APm": (None, 2),
-    "APl": (None, 3),
+    "APs": (_ALL, 1),
+    "APm": (_ALL, 2),
+    "APl": (_ALL, 3),
 }
 
 
@@ -51,7 +51,7 @@ def class_precisions(
     counts = Counter(
         each["category_id"] for each in truth.dataset["annotations"] if not each["iscrowd"]
     )
-    evaluated = evaluate(truth.dataset, results, task, maxDets=MAX_DETECTIONS)
+    evaluated = evaluate(truth.dataset, results, task)
     table = np.asarray(evaluated.eval["precision"], float)[..., -1]  # (IoU, recall, class, area)
     table = np.where(table < 0, np.nan, table)
     parts = [("all classes", table, counts.total())]
@@ -65,11 +65,8 @@ def class_precisions(
 
 def _values(table: np.ndarray) -> dict[str, float]:
     """Of (IoU, recall, class, area)."""
-    values = {}
-    for name, (threshold, area) in METRICS.items():
-        part = table[:, :, :, area] if threshold is None else table[threshold, :, :, area]
-        values[name] = float(_mean(part.reshape(-1), axis=0)) * 100
-    return values
+    parts = {name: table[thresholds, :, :, area] for name, (thresholds, area) in METRICS.items()}
+    return {name: float(_mean(part.reshape(-1), axis=0)) * 100 for name, part in parts.items()}
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
