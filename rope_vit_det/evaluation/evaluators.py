@@ -45,28 +45,6 @@ def read_labels(path: str, dtype: type = int) -> np.ndarray:
         return np.array(Image.open(file), dtype=dtype)
 
 
-def check_evaluator(dataset_name: str) -> None:
-    """Checks that a dataset can be evaluated, before the inference that would be for nothing.
-
-    Raises:
-        InputError: the dataset has no evaluator type, or one that nothing here evaluates; or NumPy
-            is too new for the type's package.
-    """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if kind not in EVALUATORS:
-        raise InputError(
-            f"DATASETS.TEST: dataset {dataset_name!r} has evaluator_type {kind!r}; set it in its "
-            f"MetadataCatalog entry to one of {', '.join(kind for kind, _ in EVALUATORS)}, or "
-            "register your own in rope_vit_det.evaluation.EVALUATORS, at the top level of your "
-            "script"
-        )
-    if kind.startswith("cityscapes") and np.lib.NumpyVersion(np.__version__) >= "2.3.0":
-        raise InputError(
-            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
-            "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.3'"
-        )
-
-
 def results_folder(cfg: CfgNode, dataset_name: str) -> str:
     """Where the results of a dataset lie: of several, each has a folder of its own in it."""
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
@@ -82,11 +60,23 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = "") ->
         output_folder: for result files; "": that of :func:`results_folder`.
 
     Raises:
-        InputError: see :func:`check_evaluator`; or what is registered makes no evaluator.
+        InputError: the dataset has no evaluator type, or one that nothing here evaluates; NumPy is
+            too new for the type's package; or what is registered makes no evaluator.
     """
-    check_evaluator(dataset_name)
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind not in EVALUATORS:
+        raise InputError(
+            f"DATASETS.TEST: dataset {dataset_name!r} has evaluator_type {kind!r}; set it in its "
+            f"MetadataCatalog entry to one of {', '.join(kind for kind, _ in EVALUATORS)}, or "
+            "register your own in rope_vit_det.evaluation.EVALUATORS, at the top level of your "
+            "script"
+        )
+    if kind.startswith("cityscapes") and np.lib.NumpyVersion(np.__version__) >= "2.3.0":
+        raise InputError(
+            f"DATASETS.TEST: {dataset_name!r} cannot be evaluated on NumPy {np.__version__}: "
+            "cityscapesScripts 2.3.0 needs an older one; pip install 'numpy<2.3'"
+        )
     folder = output_folder or results_folder(cfg, dataset_name)
-    kind = MetadataCatalog.get(dataset_name).evaluator_type
     evaluator = EVALUATORS.get(kind)(cfg, dataset_name, folder)
     if not hasattr(evaluator, "process"):  # Detectron2 would evaluate nothing, without a word
         raise InputError(
