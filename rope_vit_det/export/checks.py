@@ -131,7 +131,7 @@ def compare_features(
         for name, ours in expected.items():
             distance = ((found[name] - ours).abs().max() / ours.abs().max()).item()
             furthest[name] = np.maximum(furthest.get(name, 0.0), distance)
-    summary = ", ".join(f"{name} {distance:.1e}" for name, distance in sorted(furthest.items()))
+    summary = _words(dict(sorted(furthest.items())))
     if not all(distance <= _FEATURE for distance in furthest.values()):
         raise RunError(
             f"the exported backbone differs from the eager one, relative to the largest value by: "
@@ -179,14 +179,11 @@ def _distances(some: Instances, others: Instances) -> dict[str, float]:
     """How far each detection is from the nearest other one of its class."""
     if len(some) == 0:
         return {}
-    infinite = {"boxes": float("inf"), "scores": float("inf")}
-    if len(others) == 0:
-        return infinite
-    iou = pairwise_iou(some.pred_boxes, others.pred_boxes)
-    scores = (some.scores[:, None] - others.scores[None]).abs()
     same = some.pred_classes[:, None] == others.pred_classes[None]
     if not same.any(dim=1).all():
-        return infinite
+        return {"boxes": float("inf"), "scores": float("inf")}
+    iou = pairwise_iou(some.pred_boxes, others.pred_boxes)
+    scores = (some.scores[:, None] - others.scores[None]).abs()
     # Of several on the same spot, the one with the same score.
     nearest = torch.where(same, iou - scores, -2.0).argmax(dim=1)
     others = others[nearest]
