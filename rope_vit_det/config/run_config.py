@@ -27,10 +27,14 @@ from .keys import default_config
 from .rules import check_device, check_nothing_is_none, leaves
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# In the package where it is installed, beside it in its sources.
-CONFIGS = next(
-    folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()
-)
+
+
+def shipped(name: str) -> Path:
+    """A folder of files: in the package where it is installed, beside it in its sources."""
+    return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
+
+
+CONFIGS = shipped("configs")
 # Not from the import of detectron2.model_zoo, which warns about its use of pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 

@@ -8,11 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import PACKAGE
+from ..config.run_config import shipped
 
-_EXAMPLES = next(
-    folder for folder in (PACKAGE / "examples", PACKAGE.parent / "examples") if folder.is_dir()
-)
+_EXAMPLES = shipped("examples")
 _NEEDS = {
     ".ts": "pillow torch torchvision",
     ".pt2": "torch",
