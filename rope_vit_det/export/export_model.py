@@ -49,8 +49,7 @@ from .pyramid import (
 )
 from .traced_detector import pad, trace_detector
 
-Run = Callable[[Tensor], Mapping[str, Tensor]]
-Detect = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+Run = Callable[..., Mapping[str, Tensor]]
 INFO_FILE = "info.json"
 # By suffix and part; the first part of a suffix is what is meant without --part.
 _FORMATS = {
@@ -166,7 +165,6 @@ def run(
             folder = files.enter_context(new_folder(folder))
         file = folder / Path(output).name
         temporary = files.enter_context(new_file(file, force=force))
-        found: Callable[..., Mapping[str, Tensor]]
         if part == "detector":
             # Of odd sizes, so that cutting and padding is in the graph.
             traced, *others = (image[:, :-5, :-11] for image in (traced, *others))
@@ -178,7 +176,7 @@ def run(
             others = [image[None] for image in others] + [torch.stack([traced, others[0]])]
             save_pyramid = _save_pt2 if suffix == ".pt2" else _save_onnx
             found = save_pyramid(temporary, pyramid, torch.stack([traced, traced]), step, info)
-        runs: dict[str, Callable[..., Mapping[str, Tensor]]] = {"f32": found}
+        runs: dict[str, Run] = {"f32": found}
         if suffix == ".xml":
             kept = files.enter_context(new_file(file.with_suffix(".bin"), force=force))
             images_of = int8 and calibration_images(cfg, int8, partial(_inputs, part, step))
@@ -193,7 +191,7 @@ def run(
             print(summary, flush=True)
         if evaluate:
 
-            def as_detector(run: Callable[..., Mapping[str, Tensor]]) -> nn.Module:
+            def as_detector(run: Run) -> nn.Module:
                 if part == "detector":
                     return ExportedDetector(run, step)
                 return with_padding(detector, step, lambda images: run(pyramid.to_pixels(images)))
@@ -214,7 +212,7 @@ def _inputs(part: str, step: int, image: Tensor) -> tuple[Tensor, ...]:
     return (padded, size) if part == "detector" else (padded[None],)
 
 
-def _save_ts(path: Path, detector: nn.Module, image: Tensor, step: int, info: str) -> Detect:
+def _save_ts(path: Path, detector: nn.Module, image: Tensor, step: int, info: str) -> Run:
     script = trace_detector(detector, image, step)
     script.save(str(path), _extra_files={INFO_FILE: info})
     return torch.jit.load(str(path))
@@ -222,7 +220,7 @@ def _save_ts(path: Path, detector: nn.Module, image: Tensor, step: int, info: st
 
 def _save_onnx_detector(
     path: Path, detector: nn.Module, image: Tensor, step: int, info: str
-) -> Detect:
+) -> Run:
     model = OnnxDetector(detector).eval()
     inputs = dict(zip(("image", "size"), pad(image, step), strict=True))
     rows, columns = dynamic_sides(model.detector.backbone, step)
@@ -246,7 +244,7 @@ def _save_onnx(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: st
     return _write_onnx(path, pyramid, {"images": images}, shapes, names, step, info)
 
 
-def _write_onnx(path: Path, *arguments: Any) -> Callable[..., dict[str, Tensor]]:
+def _write_onnx(path: Path, *arguments: Any) -> Run:
     path.write_bytes(in_own_process(partial(export_onnx, *arguments), "torch.onnx.export"))
     return load_onnx(path)
 
