@@ -284,6 +284,5 @@ def _(heatmaps: Tensor, boxes: Tensor) -> Tensor:
     return heatmaps.new_empty(*heatmaps.shape[:2], 3)
 
 
-NMS, FIND_KEYPOINTS = (
-    getattr(torch.ops.rope_vit_det, name).default for name in ("nms", "find_keypoints")
-)
+NMS = torch.ops.rope_vit_det.nms.default
+FIND_KEYPOINTS = torch.ops.rope_vit_det.find_keypoints.default
