@@ -98,9 +98,7 @@ def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluato
 
 @EVALUATORS.register()
 def sem_seg(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(
-        dataset_name, distributed=True, output_dir=output_folder, sem_seg_loading_fn=read_labels
-    )
+    return SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=read_labels)
 
 
 @EVALUATORS.register()
