@@ -240,12 +240,10 @@ class _COCO(_Instances):
         return {"instances": instances}
 
     def complete(self, record: dict) -> None:
-        found = {"image_id": record["image_id"], "instances": self._found(record)}
-        self.evaluator._predictions[-1:] = [found]
-
-    def _found(self, record: dict) -> list[dict[str, Any]]:
-        results = self.results[record["image_id"]][: self.limit]
-        return [{**each, "category_id": self.numbers[each["category_id"]]} for each in results]
+        image = record["image_id"]
+        results = self.results[image][: self.limit]
+        found = [{**each, "category_id": self.numbers[each["category_id"]]} for each in results]
+        self.evaluator._predictions[-1:] = [{"image_id": image, "instances": found}]
 
     def missed(self, low: dict[str, float]) -> Iterator[str]:
         found = [each for results in self.results.values() for each in results]
