@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,11 +19,11 @@ _THRESHOLDS = {0: "0.50", 5: "0.75", 8: "0.90"}
 MAX_CLASSES = 20
 
 
-def chart(draw: Callable[[Axes], None], size: tuple[float, float] = _SIZE) -> str:
-    """What a function draws into axes, as an SVG element with text that can be searched."""
+def chart(draw: Callable[..., None], *data: Any, size: tuple[float, float] = _SIZE) -> str:
+    """What a function draws of data into axes, as an SVG element with text that can be searched."""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9, "legend.fontsize": 8}):
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
+        draw(figure.subplots(), *data)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -65,9 +64,9 @@ def write_report(output_dir: str | os.PathLike, out: str | os.PathLike | None = 
     rows = read_metrics(folder / "metrics.json")
     record = _last_training(folder / RECORD_FILE)
     made = {"Python": record.get("python"), **record.get("versions", {})} if record else {}
-    curves = [chart(partial(draw_losses, rows=rows))]
+    curves = [chart(draw_losses, rows)]
     if any(key.endswith("/AP") for row in rows for key in row):
-        curves.append(chart(partial(draw_precisions, rows=rows)))
+        curves.append(chart(draw_precisions, rows))
     register_own_data(cfg)
     here = with_settings(cfg, {"OUTPUT_DIR": str(folder)})  # the folder may have been moved
     template = resources.files(__package__).joinpath("report.html").read_text("utf-8")
@@ -133,11 +132,10 @@ def _evaluation(name: str, folder: Path) -> dict[str, Any]:
         "metrics": METRICS,
         "precisions": precisions,
         "recalls": {
-            what: chart(partial(draw_precision_over_recall, precisions=each))
-            for what, each in precisions.items()
+            what: chart(draw_precision_over_recall, each) for what, each in precisions.items()
         },
         "num_classes": len(names),
-        "confusion": chart(partial(draw_confusion, counts=counts, names=names), (side, side)),
+        "confusion": chart(draw_confusion, counts, names, size=(side, side)),
         "confused": _most_confused(counts, names),
         "pictures": {
             heading: _pictures(some, images, truth, task) for heading, some in chosen.items()
