@@ -13,8 +13,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ..config.keys import with_settings
 from ..config.run_config import find_config_file, read_run_config
-from ..data.classes import Classes
+from ..data.classes import Classes, registered
 from ..data.own import TRAIN, register_own_data, use_own_data
 from ..engine.setup import check_config
 from ..errors import InputError, check_packages
@@ -31,13 +32,7 @@ from .checks import LIMITS, ONNX_LIMITS, check_images, compare_detections, compa
 from .evaluation import ExportedDetector, compare_ap
 from .onnx_detector import OnnxDetector
 from .onnx_file import export_onnx, load_onnx
-from .openvino_file import (
-    calibration_images,
-    check_dataset,
-    inference_precisions,
-    load_openvino,
-    save_openvino,
-)
+from .openvino_file import calibration_images, inference_precisions, load_openvino, save_openvino
 from .pyramid import (
     Pyramid,
     dynamic_sides,
@@ -142,7 +137,8 @@ def run(
         register_own_data(cfg)
     cfg.freeze()
     if int8 is not None:
-        check_dataset(cfg, int8)
+        registered(int8, "--int8")
+        check_config(with_settings(cfg, {"DATASETS.TEST": (int8,)}), eval_only=True)
     if evaluate:
         check_config(cfg, eval_only=True)
     detector, classes = load_detector(cfg, categories)

@@ -11,21 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MapDataset, get_detection_dataset_dicts
 from torch import Tensor
 
-from ..config.keys import with_settings
-from ..data.classes import registered
 from ..data.readable import ReadableMapper
-from ..engine.setup import check_config
 
 CALIBRATION_IMAGES = 100
-
-
-def check_dataset(cfg: CfgNode, name: str) -> None:
-    """
-    Raises:
-        InputError: no dataset has this name, or it lacks files.
-    """
-    registered(name, "--int8")
-    check_config(with_settings(cfg, {"DATASETS.TEST": (name,)}), eval_only=True)
 
 
 def calibration_images(
