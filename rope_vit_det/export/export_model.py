@@ -37,9 +37,8 @@ from .pyramid import (
     Pyramid,
     dynamic_sides,
     export_pyramid,
-    other_size,
+    image_sizes,
     size_multiple,
-    traced_size,
     with_padding,
 )
 from .traced_detector import pad, trace_detector
@@ -145,9 +144,7 @@ def run(
     merge_adapters(detector)
     detector.float()  # a network in bf16, too: not all that runs these files knows it
     step = size_multiple(detector)
-    traced, *others = check_images(
-        images, [traced_size(step), traced_size(step), other_size(step)], cfg.INPUT.FORMAT
-    )
+    traced, *others = check_images(images, image_sizes(step), cfg.INPUT.FORMAT)
     description = _info(cfg, detector, classes, step)
     description |= {"threshold": threshold, "pretrained": _pretrained(config_file)}
     info = json.dumps(description)

@@ -139,10 +139,13 @@ def traced_size(step: int) -> tuple[int, int]:
     return steps * step, (steps + 1) * step
 
 
-def other_size(step: int) -> tuple[int, int]:
-    """(height, width) of the images that a graph is checked with, taller than wide."""
+def image_sizes(step: int) -> list[tuple[int, int]]:
+    """(height, width) of the image that a graph is made from, and of two that it is checked with.
+
+    The one has the same size, the other another one, and is taller than wide.
+    """
     height, width = traced_size(step)
-    return width + step, height
+    return [(height, width), (height, width), (width + step, height)]
 
 
 def dynamic_sides(backbone: Backbone, step: int) -> tuple[Any, Any]:
