@@ -3,12 +3,15 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+
+_TOTAL: dict[str, Any] = {"linewidth": 2.2, "color": "black"}
 
 
 def plot_curves(metrics_json: str | os.PathLike, out: str | os.PathLike) -> None:
@@ -47,13 +50,8 @@ def read_metrics(metrics_json: str | os.PathLike) -> list[dict[str, float]]:
 def draw_losses(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     """Every loss over the iterations."""
     for key in sorted({key for row in rows for key in row if "loss" in key}):
-        is_total = key == "total_loss"
-        axes.plot(
-            *_series(rows, key),
-            label=key.replace("_", " "),
-            linewidth=2.2 if is_total else 1.3,
-            color="black" if is_total else None,
-        )
+        style = _TOTAL if key == "total_loss" else {"linewidth": 1.3}
+        axes.plot(*_series(rows, key), label=key.replace("_", " "), **style)
     _finish(axes, "Losses")
 
 
