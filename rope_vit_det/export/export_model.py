@@ -25,6 +25,7 @@ from ..prediction.load_detector import load_detector, read_detector_config
 from ..utils.atomic_files import check_new_file, check_new_folder, new_file, new_folder
 from ..utils.memory import bound_caches
 from ..utils.own_process import in_own_process
+from ..utils.torch_private import drop_guards
 from ..weights.catalogue import published_weights
 from ..weights.load import PREFIXES
 from .bundle import write_bundle
@@ -33,14 +34,7 @@ from .evaluation import ExportedDetector, compare_ap
 from .onnx_detector import OnnxDetector
 from .onnx_file import export_onnx, load_onnx
 from .openvino_file import calibration_images, inference_precisions, load_openvino, save_openvino
-from .pyramid import (
-    Pyramid,
-    dynamic_sides,
-    export_pyramid,
-    image_sizes,
-    size_multiple,
-    with_padding,
-)
+from .pyramid import Pyramid, dynamic_sides, image_sizes, size_multiple, with_padding
 from .traced_detector import pad, trace_detector
 
 Run = Callable[..., Mapping[str, Tensor]]
@@ -221,7 +215,13 @@ def _save_onnx_detector(
 
 
 def _save_pt2(path: Path, pyramid: Pyramid, images: Tensor, step: int, info: str) -> Run:
-    program = export_pyramid(pyramid, images, step)
+    rows, columns = dynamic_sides(pyramid.backbone, step)
+    shapes = ({0: Dim("batch", min=1), 2: rows, 3: columns},)
+    with torch.no_grad():
+        program = torch.export.export(pyramid, (images,), dynamic_shapes=shapes)
+    # Newer torch would refuse other sizes by what it concluded from the multiple, in terms that
+    # nobody can read, before the check in the graph. Ranges are checked all the same.
+    drop_guards(program)
     # torch.export wants a name that ends in .pt2, or an open file.
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={INFO_FILE: info})

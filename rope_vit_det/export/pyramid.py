@@ -1,4 +1,4 @@
-"""Backbones with their pyramid, from pixels, and by `torch.export`."""
+"""Backbones with their pyramid, from pixels, and the sizes of images that graphs of them take."""
 
 import copy
 import math
@@ -9,10 +9,10 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 from ..models import RoPEViT
-from ..utils.torch_private import assert_in_graph, drop_guards
+from ..utils.torch_private import assert_in_graph
 
 
 class Pyramid(nn.Module):
@@ -47,23 +47,6 @@ class Pyramid(nn.Module):
     def to_pixels(self, images: Tensor) -> Tensor:
         """The images that normalised ones were."""
         return images * self.pixel_std + self.pixel_mean
-
-
-def export_pyramid(pyramid: Pyramid, images: Tensor, step: int) -> ExportedProgram:
-    """A pyramid by `torch.export`, with any batch, height and width.
-
-    Args:
-        images: (2 or more, 3, H, W) to export with.
-        step: of which height and width are multiples.
-    """
-    rows, columns = dynamic_sides(pyramid.backbone, step)
-    shapes = ({0: Dim("batch", min=1), 2: rows, 3: columns},)
-    with torch.no_grad():
-        program = torch.export.export(pyramid, (images,), dynamic_shapes=shapes)
-    # Newer torch would refuse other sizes by what it concluded from the multiple, in terms that
-    # nobody can read, before the check in the graph. Ranges are checked all the same.
-    drop_guards(program)
-    return program
 
 
 class PaddedBackbone(Backbone):
