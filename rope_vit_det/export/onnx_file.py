@@ -77,9 +77,8 @@ def load_onnx(path: str | os.PathLike[str]) -> Callable[..., dict[str, Tensor]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    inputs, outputs = (
-        [each.name for each in some] for some in (session.get_inputs(), session.get_outputs())
-    )
+    inputs = [each.name for each in session.get_inputs()]
+    outputs = [each.name for each in session.get_outputs()]
 
     def run(*tensors: Tensor) -> dict[str, Tensor]:
         arrays = (tensor.numpy() for tensor in tensors)
