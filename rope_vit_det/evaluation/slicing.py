@@ -114,11 +114,9 @@ class SlicedModel(nn.Module):
         """
         super().__init__()
         self.model, self.training = model, model.training
-        self._options = {"side": cfg.TEST.SLICE.SIZE, "overlap": cfg.TEST.SLICE.OVERLAP}
-        self._options["longest"] = cfg.INPUT.MAX_SIZE_TEST
-        self._resize: T.Augmentation = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST
-        )
+        slices, longest = cfg.TEST.SLICE, cfg.INPUT.MAX_SIZE_TEST
+        self._options = {"side": slices.SIZE, "overlap": slices.OVERLAP, "longest": longest}
+        self._resize: T.Augmentation = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, longest)
         if isinstance(model, GeneralizedRCNNWithTTA):
             self._resize = T.AugmentationList([])
 
