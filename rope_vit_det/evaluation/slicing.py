@@ -16,7 +16,6 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..config.keys import MIN_SLICE
 from ..data.rle_masks import RLEMasks, as_rle, box_of, encode_part, reduced, resized
 from ..data.tiles import windows
 from ..errors import InputError
@@ -26,16 +25,6 @@ _BORDER = 0.01  # of a slice's side: what comes so close to its border may be cu
 _REDUCED = -1  # the number of a look at less pixels than there are: it is less exact
 _WHOLE = 1333  # pixels of the longer side of an image that is looked at whole
 _NO_INSTANCES = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab", "ProposalNetwork")
-
-
-def check_slicing(side: int) -> None:
-    """Finds out before the work whether images can be sliced.
-
-    Raises:
-        InputError: the slices would be too small.
-    """
-    if side < MIN_SLICE:
-        raise InputError(f"--slice takes the side of a slice, {MIN_SLICE} pixels or more")
 
 
 def check_slice_config(cfg: CfgNode) -> None:

@@ -14,8 +14,9 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Instances
 from PIL import Image
 
+from ..config.keys import MIN_SLICE
 from ..errors import InputError, check_packages
-from ..evaluation.slicing import check_slicing, in_slices
+from ..evaluation.slicing import in_slices
 from ..utils.device import find_device
 from ..utils.image_files import READERS, any_number_of_pixels, read_rgb
 from ..utils.memory import bound_caches
@@ -91,7 +92,8 @@ class Predictor:
         _check(cfg, tta)
         cfg.TEST.SLICE.ENABLED = slice_side is not None
         if slice_side is not None:
-            check_slicing(slice_side)
+            if slice_side < MIN_SLICE:
+                raise InputError(f"--slice takes the side of a slice, {MIN_SLICE} pixels or more")
             cfg.TEST.SLICE.SIZE = slice_side
         cfg.freeze()
         self.cfg = cfg
