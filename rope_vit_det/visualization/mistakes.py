@@ -12,6 +12,7 @@ from .sheets import caption_below, readable_scale
 
 # Okabe and Ito's, which the colour-blind can tell apart too; RGB.
 FOUND, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (86, 180, 233)
+_COLOURS = {"found": FOUND, "false": FALSE, "missed": MISSED}
 _MAX_LABELS = 50  # of more, the picture would disappear behind them
 
 
@@ -30,11 +31,7 @@ def draw_mistakes(
         names and scores.
     """
     canvas = Visualizer(image, scale=readable_scale(image))
-    kinds = (
-        ("found", matches.found, FOUND),
-        ("false", matches.false, FALSE),
-        ("missed", matches.missed, MISSED),
-    )
+    kinds = [(kind, getattr(matches, kind), colour) for kind, colour in _COLOURS.items()]
     has_labels = sum(len(entries) for _, entries, _ in kinds) <= _MAX_LABELS
     for kind, entries, colour in kinds:
         canvas.overlay_instances(
