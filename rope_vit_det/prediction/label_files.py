@@ -33,8 +33,8 @@ class Predictions:
             classes: of the detector.
         """
         self._classes = classes
-        self._images: dict[int, dict[str, Any]] = {}
-        self._results: dict[int, list[dict[str, Any]]] = {}
+        # The entry of each image in COCO's format, and what was found in it.
+        self._results: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
 
     def add(self, image_id: int, instances: Instances, **fields: Any) -> None:
         """Adds an image; they may come in any order.
@@ -44,16 +44,16 @@ class Predictions:
             fields: of the image's entry in COCO's format, beside its id and size.
         """
         height, width = instances.image_size
-        self._images[image_id] = {"id": image_id, **fields, "height": height, "width": width}
-        self._results[image_id] = to_coco_results(instances, image_id, self._classes["ids"])
+        image = {"id": image_id, **fields, "height": height, "width": width}
+        self._results[image_id] = image, to_coco_results(instances, image_id, self._classes["ids"])
 
     def write_coco(self, path: str | os.PathLike) -> None:
         """Images, categories and annotations with a score, as pycocotools' `COCO` reads them."""
-        ids = sorted(self._images)
-        results = [result for image_id in ids for result in self._results[image_id]]
+        found = [self._results[image_id] for image_id in sorted(self._results)]
+        results = [result for _, results in found for result in results]
         pairs = zip(self._classes["ids"], self._classes["names"], strict=True)
         coco = {
-            "images": [self._images[image_id] for image_id in ids],
+            "images": [image for image, _ in found],
             "categories": [{"id": number, "name": name} for number, name in pairs],
             "annotations": [{"id": i, **result} for i, result in enumerate(results, start=1)],
         }
@@ -69,9 +69,9 @@ class Predictions:
             labels: the file for each image, by its `file_name`.
         """
         data: dict[str, Any] = {"names": self._classes["names"]}
-        for image_id, image in self._images.items():
+        for image, results in self._results.values():
             rows = []
-            for result in self._results[image_id]:
+            for result in results:
                 x, y, width, height = result["bbox"]
                 points: Any = [[x + width / 2, y + height / 2], [width, height]]
                 if "keypoints" in result:
@@ -96,9 +96,9 @@ class Predictions:
         """
         names = dict(zip(self._classes["ids"], self._classes["names"], strict=True))
         tasks = []
-        for image_id, image in sorted(self._images.items()):
+        for image_id, (image, results) in sorted(self._results.items()):
             regions = []
-            for i, result in enumerate(self._results[image_id]):
+            for i, result in enumerate(results):
                 label = names[result["category_id"]]
                 for k, (kind, value) in enumerate(_shapes(result, label, image)):
                     regions.append(
