@@ -103,13 +103,8 @@ class _SizeCheck(nn.Module):
 
     # Optional: TorchScript of torch 2.6 reads no "| None".
     def forward(self, image: Tensor, size: Optional[Tensor] = None) -> dict[str, Tensor]:  # noqa: UP045
-        if (
-            image.dim() != 3
-            or image.size(0) != 3
-            or image.numel() == 0
-            or image.size(1) % self.step != 0
-            or image.size(2) % self.step != 0
-        ):
+        rests = [side % self.step for side in image.shape[-2:]]
+        if image.dim() != 3 or image.size(0) != 3 or image.numel() == 0 or rests != [0, 0]:
             raise ValueError(
                 f"the image has the shape {image.shape}; wanted: (3, H, W), with H and W multiples "
                 f"of {self.step}: pad it at the bottom and the right"
