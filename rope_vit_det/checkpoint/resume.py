@@ -192,7 +192,7 @@ class RunningState:
             model: the trained one, newly built.
         """
         self.model = model
-        self._initial = self._numbers()
+        self._initial = set(self._numbers())
         self._gathered: list[dict[str, Any]] = []
 
     def gather(self) -> None:
@@ -218,11 +218,7 @@ class RunningState:
 
     def own(self) -> dict[str, Any]:
         """This process's part."""
-        changed = [
-            (module, name, value)
-            for (module, name), value in self._numbers().items()
-            if self._initial.get((module, name)) != value
-        ]
+        changed = [each for each in self._numbers() if each not in self._initial]
         saved = self.model.state_dict(keep_vars=True)
         buffers = {
             name: buffer.detach().cpu().clone()
@@ -231,13 +227,14 @@ class RunningState:
         }
         return {"numbers": changed, "buffers": buffers}
 
-    def _numbers(self) -> dict[tuple[str, str], float]:
-        return {
-            (path, name): value
+    def _numbers(self) -> list[tuple[str, str, float]]:
+        """Module, attribute and value of each."""
+        return [
+            (path, name, value)
             for path, module in self.model.named_modules()
             for name, value in vars(module).items()
             if type(value) in (int, float)
-        }
+        ]
 
 
 def _plain(value: Any) -> Any:
