@@ -71,7 +71,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.classes = classes
-        self.settings = settings
+        self.settings = None if settings is None else kept_settings(settings)
         self.keep = keep
         self.whole = whole
         self._read: tuple[str, Mapping[str, Any]] | None = None  # path and content, until loaded
@@ -88,11 +88,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
             return
         data = {"model": self.model.state_dict()}
         data |= {key: each.state_dict() for key, each in self.checkpointables.items()}
-        data |= kwargs
-        if self.classes is not None:
-            data["classes"] = self.classes
-        if self.settings is not None:
-            data["settings"] = kept_settings(self.settings)
+        own = {"classes": self.classes, "settings": self.settings}
+        data |= kwargs | {key: value for key, value in own.items() if value is not None}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(path, data)
@@ -190,13 +187,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
         modules = self.model.named_modules()
         networks = tuple(name and f"{name}." for name, each in modules if isinstance(each, RoPEViT))
         for name, own in self.model.state_dict().items():
-            found = weights.get(name)
-            if not name.startswith(networks) or not hasattr(found, "shape"):
-                continue
+            shape = weights[name].shape if name in weights else own.shape
             # A birder file says what it is, and the backbone then names the lines to set.
-            if tuple(found.shape) != tuple(own.shape) and not _is_birders(weights):
+            if shape != own.shape and name.startswith(networks) and not _is_birders(weights):
                 raise InputError(
-                    f"{name} has shape {tuple(found.shape)} in the checkpoint and "
+                    f"{name} has shape {tuple(shape)} in the checkpoint and "
                     f"{tuple(own.shape)} in the model; set MODEL.ROPE_VIT."
                     f"{'LORA.RANK' if '.lora_' in name else 'NAME and IMAGE_SIZE'} to what the "
                     "checkpoint was made with"
@@ -237,11 +232,9 @@ def read_classes(path: str) -> Classes | None:
 
 def classes_of(checkpoint: Any) -> Classes | None:
     """What a loaded checkpoint holds as its classes; None where that is nothing of ours."""
-    classes = checkpoint.get("classes") if isinstance(checkpoint, Mapping) else None
-    classes = classes if isinstance(classes, Mapping) else {}
-    names, ids = classes.get("names"), classes.get("ids")
-    if isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids):
-        return {"names": names, "ids": ids}
+    match checkpoint:
+        case {"classes": {"names": [*names], "ids": [*ids]}} if len(names) == len(ids):
+            return {"names": names, "ids": ids}
     return None
 
 
@@ -279,11 +272,8 @@ def weights_error(path: str, error: InputError) -> InputError:
 def _named_as(model: nn.Module, weights: Any) -> Any:
     """A state dict with the model's names, where either is of a model that torch.compile wraps."""
     own = {name.replace(COMPILED, ""): name for name in model.state_dict()}
-    plain = {name: name.replace(COMPILED, "") for name in weights}
-    names = {name: own.get(each, each) for name, each in plain.items()}
-    if all(name == other for name, other in names.items()):
-        return weights
-    renamed = OrderedDict((names[name], value) for name, value in weights.items())
+    plain = ((name.replace(COMPILED, ""), value) for name, value in weights.items())
+    renamed = OrderedDict((own.get(name, name), value) for name, value in plain)
     metadata = getattr(weights, "_metadata", {})
     places = {f"{name}.".replace(COMPILED, "")[:-1]: each for name, each in metadata.items()}
     vars(renamed)["_metadata"] = OrderedDict(metadata | places)
