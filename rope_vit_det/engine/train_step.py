@@ -1,11 +1,11 @@
 """One training step: micro-batches, precision, and the random state of each."""
 
-import contextlib
 import functools
 import logging
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +110,9 @@ class TrainStep(SimpleTrainer):
             data = self._next_batch()
             data_time += time.perf_counter() - start
             last = number == self.accumulate - 1
-            with self._gradients_stay_here(not last):
+            # All but a step's last micro-batch are spared the average over processes.
+            stays = not last and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if stays else nullcontext():
                 done.append(self._try_forward(data, comm.get_rank() * self.accumulate + number))
                 # Before a backward pass in which the other processes would wait for this one.
                 if last or done[-1].failure or self._layers_wait:
@@ -177,7 +179,13 @@ class TrainStep(SimpleTrainer):
             micro_batch: its number in the step, over all processes.
         """
         seed_all(self.seed, Purpose.STEP, self.iter, micro_batch)
-        return self._forward(data)
+        mixed = self.precision != torch.float32
+        # Scripted functions (fvcore's focal loss) are optimized after two calls and compute
+        # otherwise from then on: a resumed run would differ in the last bit.
+        optimized = torch.jit.optimized_execution(self.device_type != "cpu")
+        with torch.autocast(self.device_type, dtype=self.precision, enabled=mixed), optimized:
+            losses = self.model(data)
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def state_dict(self) -> dict:
         own = {"grad_scaler": self.grad_scaler.state_dict(), "groups": self._groups}
@@ -198,21 +206,6 @@ class TrainStep(SimpleTrainer):
                 sampler.start = self.iter * self.accumulate
             self._batches = iter(self.data_loader)
         return next(self._batches)
-
-    def _forward(self, data: list[dict]) -> dict[str, Tensor]:
-        mixed = self.precision != torch.float32
-        # Scripted functions (fvcore's focal loss) are optimized after two calls and compute
-        # otherwise from then on: a resumed run would differ in the last bit.
-        optimized = torch.jit.optimized_execution(self.device_type != "cpu")
-        with torch.autocast(self.device_type, dtype=self.precision, enabled=mixed), optimized:
-            losses = self.model(data)
-        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
-
-    def _gradients_stay_here(self, stay: bool) -> contextlib.AbstractContextManager:
-        """Spares all but a step's last micro-batch the average over processes."""
-        if stay and isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
 
 def build_train_step(

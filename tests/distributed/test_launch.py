@@ -318,7 +318,7 @@ def test_a_dying_process_ends_the_run(run, tmp_path, error, status):
 @pytest.mark.slow
 def test_a_model_that_gives_up_in_one_process_ends_all_with_its_batch(run, tmp_path):
     error = "FloatingPointError('boxes are not finite')"
-    answer = _run_dying(run, tmp_path, "TrainStep._forward", error)
+    answer = _run_dying(run, tmp_path, "TrainStep.forward", error)
     assert answer.returncode == 3, answer.stderr[-3000:]
     last = answer.stderr.strip().splitlines()[-1]
     assert 'not finite at iteration 1: none ("boxes are not finite") for images' in last

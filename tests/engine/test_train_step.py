@@ -90,8 +90,8 @@ def test_random_state_comes_from_seed_iteration_and_micro_batch_alone(cfg):
         model = _Model(dropout=0.5)
         step = build_train_step(cfg, model, [x] * 6, torch.optim.SGD(model.parameters(), lr=0.0))
         seen = []
-        forward = step._forward
-        step._forward = lambda data: seen.append(forward(data)) or seen[-1]
+        forward = step.forward
+        step.forward = lambda *args: seen.append(forward(*args)) or seen[-1]
         with EventStorage() as step.storage:
             for step.iter in range(2):
                 torch.manual_seed(noise)
