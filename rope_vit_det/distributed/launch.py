@@ -1,13 +1,12 @@
 """Processes: started by Detectron2's launch or by torchrun, on GPUs (NCCL) or the CPU (gloo)."""
 
 import argparse
-import contextlib
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -54,14 +53,13 @@ def check_processes(args: argparse.Namespace, device: str) -> None:
             )
         return
     gpus = torch.cuda.device_count()
-    if gpus and args.num_gpus > 1:
-        if not device.startswith("cuda"):
-            raise InputError(
-                f"--num-gpus {args.num_gpus} with MODEL.DEVICE (train.device) {device}: set "
-                "CUDA_VISIBLE_DEVICES to '' for several processes on the CPU of a machine with GPUs"
-            )
-        if args.num_gpus > gpus:
-            raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    if gpus and args.num_gpus > 1 and not device.startswith("cuda"):
+        raise InputError(
+            f"--num-gpus {args.num_gpus} with MODEL.DEVICE (train.device) {device}: set "
+            "CUDA_VISIBLE_DEVICES to '' for several processes on the CPU of a machine with GPUs"
+        )
+    if 0 < gpus < args.num_gpus:
+        raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
     if not _DIST_URL.match(args.dist_url):
         raise InputError(
             f"--dist-url {args.dist_url}: allowed: tcp://HOST:PORT, file:///PATH, auto"
@@ -135,7 +133,7 @@ def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, devic
         if dist.is_torchelastic_launched():
             _run_under_torchrun(main, args, *more, device=device)
             return
-        with signals_passed_on() if count_processes(args) > 1 else contextlib.nullcontext():
+        with signals_passed_on() if count_processes(args) > 1 else nullcontext():
             detectron2_launch(
                 _in_process,
                 args.num_gpus,
@@ -188,15 +186,13 @@ def wrap_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     Args:
         kwargs: of `create_ddp_model`.
     """
-    on_gpu = next(model.parameters()).device.type == "cuda"
+    options = {"broadcast_buffers": False, "find_unused_parameters": True} | kwargs
     all_used = uses_all_parameters(model)
-    defaults = {
-        "broadcast_buffers": False,
-        "find_unused_parameters": True,
-        "device_ids": [comm.get_local_rank()] if on_gpu else None,
-    }
-    known = {} if all_used is None else {"find_unused_parameters": not all_used}
-    return create_ddp_model(model, **defaults | kwargs | known)
+    if all_used is not None:
+        options["find_unused_parameters"] = not all_used
+    if next(model.parameters()).device.type != "cuda":
+        options.setdefault("device_ids", None)
+    return create_ddp_model(model, **options)
 
 
 def _run_under_torchrun(
