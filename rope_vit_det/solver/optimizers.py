@@ -101,24 +101,16 @@ def parameter_groups(
     net = network_of(model)
     num_layers = 0 if net is None else len(net.encoder.block)
     decay = 1.0 if net is None else layer_decay
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-
-    def weight_decay_of(name: str, parameter: nn.Parameter) -> float:
-        if id(parameter) in embeddings:
-            return embedding_decay
-        return weight_decay if has_weight_decay(name, parameter) else 0.0
-
-    return reduce_param_groups(
-        [
-            {
-                "params": [parameter],
-                "lr": base_lr * layer_decay_factor(name, decay, num_layers),
-                "weight_decay": weight_decay_of(name, parameter),
-            }
-            for name, parameter in named_parameters(model)
-            if parameter.requires_grad
-        ]
-    )
+    # An embedding's weight is told by its module, all else by its name.
+    decays = {id(m.weight): embedding_decay for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups = []
+    for name, parameter in named_parameters(model):
+        if parameter.requires_grad:
+            rate = base_lr * layer_decay_factor(name, decay, num_layers)
+            usual = weight_decay if has_weight_decay(name, parameter) else 0.0
+            own = decays.get(id(parameter), usual)
+            groups.append({"params": [parameter], "lr": rate, "weight_decay": own})
+    return reduce_param_groups(groups)
 
 
 def layer_of(name: str, *, has_rope_vit: bool) -> str:
@@ -127,10 +119,9 @@ def layer_of(name: str, *, has_rope_vit: bool) -> str:
     Args:
         has_rope_vit: whether that is what the detector has as `backbone.net`.
     """
-    if has_rope_vit and (block := BLOCK.match(name)):
-        return block[0].removesuffix(".")
     if has_rope_vit and name.startswith("backbone.net."):
-        return "backbone.net (stem, tokens, positions)"
+        block = BLOCK.match(name)
+        return block[0].removesuffix(".") if block else "backbone.net (stem, tokens, positions)"
     parts = name.split(".")[:-1] or [name]  # of the model itself
     return ".".join(parts[:2] if parts[0] == "roi_heads" else parts[:1])
 
@@ -267,7 +258,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
-def _muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:
+def Muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Optimizer:  # noqa: N802
     matrices = {id(p) for n, p in named_parameters(model) if BLOCK.match(n) and p.dim() == 2}
     split = []
     for group in groups:
@@ -284,8 +275,7 @@ def _muon(cfg: CfgNode, groups: list[dict], model: nn.Module) -> torch.optim.Opt
 
 
 if hasattr(torch.optim, "Muon"):
-    _muon.__name__ = "Muon"
-    OPTIMIZERS.register(_muon)
+    OPTIMIZERS.register(Muon)
 
 
 def _clip(
