@@ -256,12 +256,14 @@ def _named(output: str, values: Mapping[str, str], step: str) -> Iterator[None]:
     """Exceptions become one line with the step, and a traceback in a file."""
     try:
         yield
-    except InputError as error:
-        if error.__cause__ is None:
-            raise
-        raise InputError(f"{error}; the traceback is in {_write_traceback(output)}") from None
     except Exception as error:  # of Detectron2's code, or the user's
-        file = _write_traceback(output)
+        known = isinstance(error, InputError)
+        if known and error.__cause__ is None:
+            raise
+        file = Path(output, TRACEBACK_FILE)
+        file.write_text(traceback.format_exc(), "utf-8")
+        if known:
+            raise InputError(f"{error}; the traceback is in {file}") from None
         frames = traceback.extract_tb(error.__traceback__)
         users = [each for each in frames if not each.filename.startswith(_NOT_THE_USERS)]
         place = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
@@ -277,28 +279,20 @@ def _named(output: str, values: Mapping[str, str], step: str) -> Iterator[None]:
         ) from None
 
 
-def _write_traceback(output: str) -> Path:
-    file = Path(output, TRACEBACK_FILE)
-    file.write_text(traceback.format_exc(), "utf-8")
-    return file
-
-
 @contextlib.contextmanager
 def _nothing_stays() -> Iterator[None]:
     """Puts back what is global, and prints and logs nothing."""
-    states, disabled = (random.getstate(), np.random.get_state()), logging.root.manager.disable
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with (
-            torch.random.fork_rng(gpus),
-            torch.jit.optimized_execution(False),  # see TrainStep
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-            logged_once(),  # what is said only once, the run is to say
-        ):
-            logging.disable()
-            yield
-    finally:
-        logging.disable(disabled)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    with (
+        contextlib.ExitStack() as afterwards,
+        torch.random.fork_rng(gpus),
+        torch.jit.optimized_execution(False),  # see TrainStep
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(action="ignore"),
+        logged_once(),  # what is said only once, the run is to say
+    ):
+        afterwards.callback(random.setstate, random.getstate())
+        afterwards.callback(np.random.set_state, np.random.get_state())
+        afterwards.callback(logging.disable, logging.root.manager.disable)
+        logging.disable()
+        yield
