@@ -61,6 +61,7 @@ class ResumableTrainer(TrainerBase):
 
     checkpointer: DetectorCheckpointer
     running_state: RunningState
+    ema: EMA | None = None
 
     def prepare(
         self, model: nn.Module, output: str, datasets: Sequence[str], **options: Any
@@ -140,8 +141,8 @@ class ResumableTrainer(TrainerBase):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The one of which checkpoints are."""
-        return self.step.model
+        """The one of which checkpoints are: the average of the weights where there is an `ema`."""
+        return self.ema.model if self.ema else self.step.model
 
     @property
     def _checkpoints(self) -> Checkpoints:
@@ -182,19 +183,14 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         _check_loader(cfg, data_loader)
         self._trainer = build_train_step(cfg, wrap_model(model), data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.ema = EMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         options: dict[str, Any] = {"settings": settings, "keep": cfg.SOLVER.KEEP_CHECKPOINTS}
-        options |= {"trained_model": model} if self.ema else {}
+        if cfg.SOLVER.EMA.ENABLED:
+            self.ema = EMA(model, cfg.SOLVER.EMA.DECAY)
+            options["trained_model"] = model
         self.prepare(model, cfg.OUTPUT_DIR, cfg.DATASETS.TRAIN, **options)
-        self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The average of the weights where SOLVER.EMA.ENABLED, the trained model otherwise."""
-        return self.ema.model if self.ema else self.model
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's, and what the switches of SOLVER and TEST.AUG ask for."""
