@@ -34,8 +34,7 @@ def time_every_iteration(timer: IterationTimer) -> None:
 
 def last_written(writer: JSONWriter | TensorboardXWriter) -> int:
     """The last iteration of which a writer has written."""
-    iteration: int = writer._last_write
-    return iteration
+    return int(writer._last_write)
 
 
 def go_on_after(writer: JSONWriter | TensorboardXWriter, iteration: int) -> str | None:

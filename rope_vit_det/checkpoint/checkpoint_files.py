@@ -34,7 +34,14 @@ def write_checkpoint(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
     for left in folder.glob(".model_*.tmp"):
         left.unlink(missing_ok=True)
     with _replaced(path) as temporary, open(temporary, "wb") as file:
-        _save(data, file)
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:
+            # torch's writer turns the error of a full disk into one about positions.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
 
 
 def tag_checkpoint(folder: str | os.PathLike, name: str) -> None:
@@ -178,14 +185,3 @@ def _iteration(path: Path) -> int:
         return int(load_torch_file(path, mmap=True)["iteration"])
     except (InputError, TypeError, KeyError, ValueError):
         return -1
-
-
-def _save(data: Mapping[str, Any], file: Any) -> None:
-    try:
-        torch.save(data, file)
-    except RuntimeError as error:
-        # torch's writer turns the error of a full disk into one about positions.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        raise cause or error from None
