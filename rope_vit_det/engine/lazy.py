@@ -50,7 +50,6 @@ from ..distributed.launch import (
 from ..errors import InputError
 from ..evaluation.fast import FastCOCOEvaluator, FastLVISEvaluator
 from ..models.variants import VARIANTS
-from ..utils.memory import bound_caches
 from ..utils.seeding import Purpose, seed_all
 from ..weights.detector import LAZY_NAMES
 from ..weights.load import as_birder_url
@@ -84,7 +83,7 @@ def run_lazy(args: argparse.Namespace) -> None:
     cfg = load_lazy_config(args)
     if args.replay:
         model = instantiate(cfg.model).to(cfg.train.device)
-        replay(model, args.replay, precision=_precision(cfg))
+        replay(model, args.replay, precision=training_precision(_as_yaml(cfg)))
         return
     output, device = cfg.train.output_dir, cfg.train.device
     if starts_the_run():
@@ -254,8 +253,8 @@ def _build_step(cfg: DictConfig, model: nn.Module, seed: int) -> LazyTrainer:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = wrap_model(model, **cfg.train.ddp)
-    loader = _train_loader(cfg, seed)
-    return LazyTrainer(model, loader, optimizer, seed=seed, precision=_precision(cfg))
+    loader, precision = _train_loader(cfg, seed), training_precision(_as_yaml(cfg))
+    return LazyTrainer(model, loader, optimizer, seed=seed, precision=precision)
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> None:
@@ -296,12 +295,11 @@ def _test_set(cfg: DictConfig) -> tuple[Iterable[list[dict]], DatasetEvaluator]:
 
 
 def _run_in_process(args: argparse.Namespace) -> None:
-    bound_caches()
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
-    output = None if args.eval_only else cfg.train.output_dir
-    cfg.train.seed = settle_seed(cfg.train.get("seed", -1), output, resume=args.resume)
-    folder = cfg.train.output_dir
+    folder, seed = cfg.train.output_dir, cfg.train.get("seed", -1)
+    written = None if args.eval_only else folder
+    cfg.train.seed = settle_seed(seed, written, resume=args.resume)
     if not comm.is_main_process():
         cfg.train.output_dir = None  # keeps Detectron2 from a log file for each process
     begin(cfg, args, folder, cfg.train.seed)
@@ -309,10 +307,6 @@ def _run_in_process(args: argparse.Namespace) -> None:
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
     if comm.is_main_process():
         logger.info(describe_output(cfg.train.output_dir))
-
-
-def _precision(cfg: DictConfig) -> torch.dtype:
-    return training_precision(_as_yaml(cfg))
 
 
 def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:

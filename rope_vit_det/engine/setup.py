@@ -162,7 +162,6 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     Returns:
         The config with the seed that was drawn, where it had none.
     """
-    bound_caches()
     register_own_data(cfg)
     written = None if args.eval_only else cfg.OUTPUT_DIR
     seed = settle_seed(cfg.SEED, written, resume=args.resume)
@@ -184,6 +183,7 @@ def begin(cfg: CfgNode | DictConfig, args: argparse.Namespace, output: str, seed
         cfg: whose output folder is None in all but the main process, which writes.
         output: the folder.
     """
+    bound_caches()
     mine = output if comm.is_main_process() else None
     setup_logger(mine, distributed_rank=comm.get_rank(), name="rope_vit_det")
     for name in config_files(args):  # as `default_setup` does, which knows only one
