@@ -225,14 +225,12 @@ def build_trainer(cfg: DictConfig, *, resume: bool = False) -> LazyTrainer:
     Returns:
         A trainer whose `train(trainer.start_iter, cfg.train.max_iter)` trains.
     """
-    settings, saving = _settings(cfg), cfg.train.checkpointer
+    settings, saving, output = _settings(cfg), cfg.train.checkpointer, cfg.train.output_dir
     model = instantiate(cfg.model).to(cfg.train.device)
     trainer = _build_step(cfg, model, settle_seed(cfg.train.get("seed", -1)))
     keep, names = saving.get("max_to_keep", 0), dataset_names(cfg, "train")
-    trainer.prepare(model, cfg.train.output_dir, names, settings=settings, keep=keep)
-    writers = []
-    if comm.is_main_process():
-        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+    trainer.prepare(model, output, names, settings=settings, keep=keep)
+    writers = default_writers(output, cfg.train.max_iter) if comm.is_main_process() else []
     trainer.register_hooks(
         [
             EventHistory(writers),
@@ -282,8 +280,7 @@ def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
         logger.warning("The config has no dataloader.evaluator: nothing is evaluated")
         return OrderedDict()
     results = inference_on_dataset(model, *_test_set(cfg))
-    if comm.is_main_process():
-        print_csv_format(results)
+    print_csv_format(results)
     return results
 
 
@@ -305,8 +302,7 @@ def _run_in_process(args: argparse.Namespace) -> None:
     begin(cfg, args, folder, cfg.train.seed)
     cfg.train.output_dir = folder
     (evaluate if args.eval_only else train)(cfg, resume=args.resume)
-    if comm.is_main_process():
-        logger.info(describe_output(cfg.train.output_dir))
+    logger.info(describe_output(cfg.train.output_dir))
 
 
 def _train_loader(cfg: DictConfig, seed: int) -> Iterable[list[dict]]:

@@ -93,5 +93,4 @@ def evaluate(
 def _run_in_process(args: argparse.Namespace, cfg: CfgNode, trainer: type[Trainer]) -> None:
     cfg = setup(agree_on_micro_batches(cfg), args)
     (evaluate if args.eval_only else train)(cfg, resume=args.resume, trainer=trainer)
-    if comm.is_main_process():
-        logger.info(describe_output(cfg.OUTPUT_DIR))
+    logger.info(describe_output(cfg.OUTPUT_DIR))
