@@ -186,10 +186,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
             check_same_classes(names, "the dataset", theirs["names"], "the checkpoint")
         modules = self.model.named_modules()
         networks = tuple(name and f"{name}." for name, each in modules if isinstance(each, RoPEViT))
+        # A birder file says what it is, and the backbone then names the lines to set.
+        is_birders = METADATA_KEY in getattr(weights, "_metadata", {}).get(BACKBONE, {})
         for name, own in self.model.state_dict().items():
             shape = weights[name].shape if name in weights else own.shape
-            # A birder file says what it is, and the backbone then names the lines to set.
-            if shape != own.shape and name.startswith(networks) and not _is_birders(weights):
+            if shape != own.shape and name.startswith(networks) and not is_birders:
                 raise InputError(
                     f"{name} has shape {tuple(shape)} in the checkpoint and "
                     f"{tuple(own.shape)} in the model; set MODEL.ROPE_VIT."
@@ -278,10 +279,6 @@ def _named_as(model: nn.Module, weights: Any) -> Any:
     places = {f"{name}.".replace(COMPILED, "")[:-1]: each for name, each in metadata.items()}
     vars(renamed)["_metadata"] = OrderedDict(metadata | places)
     return renamed
-
-
-def _is_birders(weights: Any) -> bool:
-    return METADATA_KEY in getattr(weights, "_metadata", {}).get(BACKBONE, {})
 
 
 def _download(url: str) -> None:
