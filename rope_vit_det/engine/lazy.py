@@ -7,7 +7,6 @@ import argparse
 import logging
 import re
 import shlex
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -265,7 +264,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> None:
     trainer.train(trainer.start_iter, cfg.train.max_iter)
 
 
-def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]":
+def evaluate(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """Evaluates train.init_checkpoint, or with `resume` the last checkpoint there is."""
     model = instantiate(cfg.model).to(cfg.train.device)
     names = dataset_names(cfg, "test")
@@ -275,10 +274,10 @@ def evaluate(cfg: DictConfig, *, resume: bool = False) -> "OrderedDict[str, Any]
     return _test(cfg, model)
 
 
-def _test(cfg: DictConfig, model: nn.Module) -> "OrderedDict[str, Any]":
+def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if cfg.dataloader.get("evaluator") is None:
         logger.warning("The config has no dataloader.evaluator: nothing is evaluated")
-        return OrderedDict()
+        return {}
     results = inference_on_dataset(model, *_test_set(cfg))
     print_csv_format(results)
     return results

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-from collections import OrderedDict
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace, *, trainer: type[Trainer] = Trainer) -> None:
 
 def train(
     cfg: CfgNode, *, resume: bool = False, trainer: type[Trainer] = Trainer
-) -> "OrderedDict[str, Any] | None":
+) -> dict[str, Any] | None:
     """Trains, evaluates on the way and at the end.
 
     Args:
@@ -72,7 +71,7 @@ def train(
 
 def evaluate(
     cfg: CfgNode, *, resume: bool = False, trainer: type[Trainer] = Trainer
-) -> "OrderedDict[str, Any]":
+) -> dict[str, Any]:
     """Evaluates MODEL.WEIGHTS on DATASETS.TEST, under TTA as well where TEST.AUG.ENABLED.
 
     Args:

@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -230,12 +229,12 @@ class Trainer(ResumableTrainer, DefaultTrainer):
     @classmethod
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
-    ) -> "OrderedDict[str, Any]":
+    ) -> dict[str, Any]:
         """Evaluates on DATASETS.TEST, in slices where TEST.SLICE.ENABLED; see DefaultTrainer."""
         return super().test(cfg, in_slices(cfg, model), evaluators)
 
     @classmethod
-    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluates under Detectron2's R-CNN test-time augmentation (scales and flips of TEST.AUG).
 
         Returns:
@@ -244,13 +243,13 @@ class Trainer(ResumableTrainer, DefaultTrainer):
         """
         elsewhere = {"OUTPUT_DIR": os.path.join(cfg.OUTPUT_DIR, "inference_TTA")}
         results = cls.test(with_settings(cfg, elsewhere), GeneralizedRCNNWithTTA(cfg, model))
-        return OrderedDict((task + "_TTA", result) for task, result in results.items())
+        return {f"{task}_TTA": result for task, result in results.items()}
 
-    def _evaluate(self) -> "OrderedDict[str, Any]":
+    def _evaluate(self) -> dict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         return self._last_eval_results
 
-    def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
+    def _evaluate_with_tta(self) -> dict[str, Any]:
         results = self.test_with_tta(self.cfg, self.evaluated_model)
         self._last_eval_results |= results
         return results
