@@ -109,9 +109,8 @@ def is_first_process(args: argparse.Namespace) -> bool:
     Args:
         args: with `machine_rank`.
     """
-    if dist.is_torchelastic_launched():
-        return os.environ["RANK"] == "0"
-    return args.machine_rank == 0
+    rank = os.environ["RANK"] if dist.is_torchelastic_launched() else args.machine_rank
+    return int(rank) == 0
 
 
 def launch(main: Callable[..., Any], args: argparse.Namespace, *more: Any, device: str) -> None:
