@@ -294,8 +294,7 @@ def _run_in_process(args: argparse.Namespace) -> None:
     # A LazyConfig holds functions, which do not travel to other processes: each loads its own.
     cfg = load_lazy_config(args)
     folder, seed = cfg.train.output_dir, cfg.train.get("seed", -1)
-    written = None if args.eval_only else folder
-    cfg.train.seed = settle_seed(seed, written, resume=args.resume)
+    cfg.train.seed = settle_seed(seed, None if args.eval_only else folder, resume=args.resume)
     if not comm.is_main_process():
         cfg.train.output_dir = None  # keeps Detectron2 from a log file for each process
     begin(cfg, args, folder, cfg.train.seed)

@@ -143,8 +143,7 @@ def _parts(
         metrics.append(("SOLVER.BEST_METRIC", cfg.SOLVER.BEST_METRIC))
 
     def test_set(name: str) -> tuple[Iterable[list[dict]], DatasetEvaluator]:
-        evaluator = trainer.build_evaluator(cfg, name)
-        return trainer.build_test_loader(cfg, name), evaluator
+        return trainer.build_test_loader(cfg, name), trainer.build_evaluator(cfg, name)
 
     return Parts(
         model=lambda: trainer.build_model(cfg),
