@@ -1,6 +1,5 @@
 """Configs and the weights they name: filling one from the other, and comparing them."""
 
-import inspect
 import logging
 import math
 import os
@@ -12,11 +11,10 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import InputError
-from ..models.rope_vit import RoPEViT
-from ..models.variants import VARIANTS, check_network, default_image_size
+from ..models.variants import VARIANTS, check_network
 from ..pyramids import BACKBONES, pyramid_for_heads
 from ..utils.arguments import to_pair
-from ..weights.info import WeightsInfo, architecture_from_config
+from ..weights.info import DEFAULTS, WeightsInfo, architecture_from_config
 from ..weights.load import PREFIXES, as_birder_url, birder_url, locate, published_url, read_weights
 from .keys import add_rope_vit_config, get_key, set_key
 
@@ -80,15 +78,10 @@ def use_rope_vit(
     settings = {"MODEL.BACKBONE.NAME": name, "MODEL.BACKBONE.FREEZE_AT": 0}
     weights = os.fspath(weights or "")
     if network is not None:
-        try:
-            check_network(network)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        check_network(network)
         settings["MODEL.ROPE_VIT.NAME"] = network
-    of_detectron2 = weights.endswith((".pth", ".pkl")) and not (
-        weights.startswith(PREFIXES) or as_birder_url(weights) != weights
-    )
-    if not weights or of_detectron2:
+    of_detectron2 = weights.endswith((".pth", ".pkl"))
+    if not weights or (of_detectron2 and not as_birder_url(weights).startswith(PREFIXES)):
         settings["MODEL.WEIGHTS"] = weights
     else:
         path, published = locate(weights)
@@ -185,30 +178,29 @@ def disagreement(
         settings: of the config, from :func:`compared_settings`; what it lacks is not compared.
         spell: writes settings as the user would.
     """
-    wanted = {key: value for key, value in settings_for(info).items() if key in settings}
-    wrong = {k: v for k, v in wanted.items() if not _agree(k, settings[k], v, settings)}
-    reasons = [f"set {spell(wrong)}"] if wrong else []
     network = settings["MODEL.ROPE_VIT.NAME"]
+    own = DEFAULTS | VARIANTS.get(network, {})
+    meant_by_none = {
+        "MODEL.ROPE_VIT.IMAGE_SIZE": own["image_size"],
+        "MODEL.ROPE_VIT.PT_GRID_SIZE": own["default_pt_grid_size"] or "count",
+    }
+    wrong = {}
+    for key, wanted in settings_for(info).items():
+        given = settings.get(key, wanted)
+        if not _agree(key, meant_by_none.get(key) if given is None else given, wanted):
+            wrong[key] = wanted
+    reasons = [f"set {spell(wrong)}"] if wrong else []
     for key, value in architecture_from_config(info.config, network).items():
-        default = inspect.signature(RoPEViT).parameters[key].default
-        own = VARIANTS.get(network, {}).get(key, default)
-        if key not in _NOT_COMPARED and value != own:
-            reasons.append(f"they have {key} {value!r}, {network} has {own!r}, and no key sets it")
+        if key not in _NOT_COMPARED and value != own[key]:
+            reasons.append(
+                f"they have {key} {value!r}, {network} has {own[key]!r}, and no key sets it"
+            )
     return "; ".join(reasons) or None
 
 
-def _agree(key: str, given: Any, wanted: Any, settings: Mapping[str, Any]) -> bool:
+def _agree(key: str, given: Any, wanted: Any) -> bool:
     if key.startswith("MODEL.PIXEL_"):
         return len(given) == len(wanted) and all(
             abs(a - b) <= _TOLERANCE for a, b in zip(given, wanted, strict=True)
         )
-    if key == "MODEL.ROPE_VIT.IMAGE_SIZE":
-        network = settings["MODEL.ROPE_VIT.NAME"]
-        own_size = default_image_size(network) if network in VARIANTS else 224
-        return to_pair(own_size if given is None else given) == to_pair(wanted)
-    if key == "MODEL.ROPE_VIT.PT_GRID_SIZE":
-        if given is None:
-            network = VARIANTS.get(settings["MODEL.ROPE_VIT.NAME"], {})
-            given = network.get("default_pt_grid_size") or "count"
-        return given == wanted or (given != "count" and list(given) == wanted)
-    return given == wanted
+    return to_pair(given) == to_pair(wanted)

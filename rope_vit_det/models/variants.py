@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import did_you_mean
+from ..errors import InputError, did_you_mean
 from ..utils.arguments import to_pair
 from .rope_vit import PtGridSize, RoPEViT
 
@@ -232,14 +232,14 @@ def default_image_size(name: str) -> int:
 def check_network(name: Any) -> None:
     """
     Raises:
-        ValueError: there is no such network; says which name is close, or why it is left out.
+        InputError: there is no such network; says which name is close, or why it is left out.
     """
     if isinstance(name, str) and name in VARIANTS:
         return
     for pattern, reason in _LEFT_OUT:
         if re.match(pattern, str(name)):
-            raise ValueError(f"network {name!r} cannot be used: {reason}")
-    raise ValueError(
+            raise InputError(f"network {name!r} cannot be used: {reason}")
+    raise InputError(
         f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; allowed: "
         f"{', '.join(sorted(VARIANTS))}"
     )

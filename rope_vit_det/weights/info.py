@@ -40,7 +40,8 @@ _OUR_VALUE = {
     },
     "rope_rot_type": {"standard": "halves", "interleaved": "interleaved"},
 }
-_DEFAULTS = {name: each.default for name, each in inspect.signature(RoPEViT).parameters.items()}
+# What a network has where neither its architecture nor a file says.
+DEFAULTS = {name: each.default for name, each in inspect.signature(RoPEViT).parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ class WeightsInfo:
             ValueError: :attr:`config` has an entry that this project does not know.
         """
         changed = architecture_from_config(self.config, self.network)
-        return _DEFAULTS | VARIANTS[self.network] | changed
+        return DEFAULTS | VARIANTS[self.network] | changed
 
     @property
     def rope(self) -> dict[str, Any]:
         """The rotary arguments, those of pretraining's grid and angles among them."""
-        names = [name for name in _DEFAULTS if re.match("rope_|default_pt_grid_size", name)]
+        names = [name for name in DEFAULTS if re.match("rope_|default_pt_grid_size", name)]
         architecture = self.architecture
         return {name: architecture[name] for name in names}
 
