@@ -18,7 +18,7 @@ from unittest.mock import patch
 import detectron2
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError, did_you_mean
@@ -290,14 +290,6 @@ def add_project_config(cfg: CfgNode, yaml: dict[str, Any], path: str) -> None:
                 "tools/install_detectron2.py installs a Detectron2 that has it, and panopticapi "
                 "comes from its repository, github.com/cocodataset/panopticapi"
             ) from None
-        with_project = get_cfg()
-        getattr(project, add)(with_project)
-        _add_missing(cfg, with_project)
-
-
-def _add_missing(cfg: CfgNode, other: CfgNode) -> None:
-    for key, value in other.items():
-        if key not in cfg:
-            cfg[key] = value
-        elif isinstance(value, CfgNode) and isinstance(cfg[key], CfgNode):
-            _add_missing(cfg[key], value)
+        before = cfg.clone()  # whose values stay, also where the project sets the same keys
+        getattr(project, add)(cfg)
+        cfg.merge_from_other_cfg(before)
