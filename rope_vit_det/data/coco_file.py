@@ -148,6 +148,13 @@ def clean_mask(mask: Any) -> list[list[float]] | dict[str, Any] | None:
     return [part for part in parts if is_polygon(part)] or None
 
 
+def with_clean_mask(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of an annotation that has a "segmentation" where it has a mask: :func:`clean_mask`."""
+    done = {k: v for k, v in annotation.items() if k != "segmentation"}
+    mask = clean_mask(annotation.get("segmentation"))
+    return done | {"segmentation": mask} if mask else done
+
+
 def is_polygon(part: Sequence[float]) -> bool:
     """Whether it has three points or more; pycocotools takes two for a box, and fails on one."""
     return len(part) >= 6 and len(part) % 2 == 0
@@ -208,24 +215,18 @@ def _as_coco(name: str) -> dict[str, Any]:
 
 
 def _complete(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    done = {k: v for k, v in annotation.items() if k != "segmentation"}
-    mask = clean_mask(annotation.get("segmentation"))
+    done = with_clean_mask(annotation)
     width, height = done["bbox"][2:]
     done["iscrowd"] = int(done.get("iscrowd") or 0)
-    if mask:
-        done["segmentation"] = mask
     if not done.get("area"):  # some tools write 0 everywhere
-        done["area"] = mask_area(mask, size) or float(width * height)
+        done["area"] = mask_area(done.get("segmentation"), size) or float(width * height)
     return done
 
 
 def _clean(annotation: Mapping[str, Any], num_values: int) -> dict[str, Any]:
-    done = dict(annotation)
+    done = with_clean_mask(annotation)
     if isinstance(done.get("bbox"), np.ndarray):  # which Detectron2's BoxMode does not take alone
         done["bbox"] = done["bbox"].tolist()
-    mask = clean_mask(done.pop("segmentation", None))
-    if mask is not None:
-        done["segmentation"] = mask
     if num_values:
         done["keypoints"] = _keypoints(done) or [0] * num_values
     return done

@@ -18,7 +18,7 @@ from ..utils.atomic_files import new_file, new_folder
 from ..utils.image_files import any_number_of_pixels, read_rgb
 from ..weights.hub import sha256_of
 from .classes import registered
-from .coco_file import clean_mask, mask_area, read_coco
+from .coco_file import mask_area, read_coco, with_clean_mask
 from .rle_masks import box_of, decode_part, encode_part
 from .validation.inspection import inspect_coco
 
@@ -174,7 +174,7 @@ class _Source:
                     f"{image['path']} has {size[1]}x{size[0]} px, {self.json_file} says "
                     f"{image['width']}x{image['height']}"
                 )
-            objects = [_with_clean_mask(each) for each in self.annotations[image["id"]]]
+            objects = [with_clean_mask(each) for each in self.annotations[image["id"]]]
             tiles = windows(size, side, overlap)
             first = len(images) + 1
             for x0, y0, x1, y1 in tiles:
@@ -233,11 +233,6 @@ def _cut_before(output: Path, names: Sequence[str]) -> dict[str, tuple[str, str]
                     if isinstance(image, dict) and "sha256" in image:
                         found[image["sha256"]] = (path.stem, image.get("photograph", ""))
     return found
-
-
-def _with_clean_mask(annotation: dict[str, Any]) -> dict[str, Any]:
-    mask = annotation.get("segmentation")
-    return {**annotation, "segmentation": clean_mask(mask) or []} if mask else annotation
 
 
 def _size(tile: _Box) -> tuple[int, int]:
