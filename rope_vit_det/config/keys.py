@@ -294,11 +294,8 @@ def check_input_config(cfg: CfgNode) -> None:
         InputError: names the key, its value and the allowed values.
     """
     lsj = cfg.INPUT.LSJ
-    if not 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE:
-        raise InputError(
-            f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE} and MAX_SCALE {lsj.MAX_SCALE}; allowed: above "
-            "0, the first not above the second"
-        )
+    allowed = f"above 0, up to MAX_SCALE, which is {lsj.MAX_SCALE}"
+    check_key(cfg, "INPUT.LSJ.MIN_SCALE", 0 < lsj.MIN_SCALE <= lsj.MAX_SCALE, allowed)
     if lsj.ENABLED and cfg.INPUT.CROP.ENABLED:
         raise InputError(
             "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True; large-scale jitter crops by "
