@@ -65,7 +65,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> list[str] | None
             with any_number_of_pixels(is_test and cfg.TEST.SLICE.ENABLED):
                 inspect = _inspect_coco if is_coco else _inspect_dicts
                 inspection = inspect(cfg, name, metadata, is_test)
-            _report(cfg, inspection, faults_file, print_all=name in own_datasets(cfg))
+            _report(inspection, faults_file, print_all=name in own_datasets(cfg))
             names = inspection.classes
             if names is not None:
                 check_count(cfg, inspection.source, len(names))
@@ -172,13 +172,12 @@ def _use(cfg: CfgNode, metadata: Metadata, is_test: bool) -> Use:
         max_aspect = 2 * size[f"MAX_SIZE_{kind}"]
     for_coco = is_test and metadata.get("evaluator_type", None) == "coco"
     needs_objects = not is_test and num_classes(cfg) is not None
-    return Use(mask_format, num_keypoints, max_aspect, is_test, for_coco, needs_objects)
+    skips = cfg.DATALOADER.SKIP_UNREADABLE
+    return Use(mask_format, num_keypoints, max_aspect, is_test, for_coco, needs_objects, skips)
 
 
-def _report(cfg: CfgNode, inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
+def _report(inspection: Inspection, faults_file: Path, *, print_all: bool) -> None:
     """Writes and prints what was found, and raises where that stops a run."""
-    if cfg.DATALOADER.SKIP_UNREADABLE:  # see data/readable.py
-        inspection = inspection.with_skipped_images()
     if inspection.faults:
         faults_file.parent.mkdir(parents=True, exist_ok=True)
         with faults_file.open("a", encoding="utf-8") as file:

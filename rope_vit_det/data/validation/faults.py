@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 _EXAMPLES = 3
@@ -38,8 +38,6 @@ _OTHERS = {
 }
 # An annotation with one of these is not learned from.
 UNUSED = frozenset({"unknown image", "zero area", "outside", "bad polygon"})
-# What DATALOADER.SKIP_UNREADABLE passes over.
-_SKIPPABLE = frozenset({"no image", "unreadable image"})
 
 
 class Use(NamedTuple):
@@ -52,6 +50,7 @@ class Use(NamedTuple):
         is_test: nothing is learned from it.
         for_coco: dicts are evaluated by COCO's rules, which find images by their ids and sizes.
         needs_objects: a detector is to learn from dicts.
+        skips_images: those that cannot be read are passed over, see :mod:`..readable`.
     """
 
     mask_format: str | None = None
@@ -60,6 +59,7 @@ class Use(NamedTuple):
     is_test: bool = False
     for_coco: bool = False
     needs_objects: bool = False
+    skips_images: bool = False
 
 
 ANY_USE = Use()
@@ -113,14 +113,6 @@ class Inspection:
     @property
     def fatal(self) -> list[Fault]:
         return [fault for fault in self.faults if fault.is_fatal]
-
-    def with_skipped_images(self) -> "Inspection":
-        """The same where images that cannot be read are passed over."""
-        faults = [
-            replace(fault, kind="skipped image") if fault.kind in _SKIPPABLE else fault
-            for fault in self.faults
-        ]
-        return replace(self, faults=faults)
 
     def describe(self) -> str:
         """A line on what is there, and one for each kind of fault, with examples."""

@@ -119,10 +119,11 @@ def _inspect_files(images: Sequence[dict], root: str | PathLike, use: Use) -> li
         name, where = image["file_name"], where_is(image)
         try:
             if name not in present and not (root / name).is_file():
-                return Fault("no image", where)
+                return Fault("skipped image" if use.skips_images else "no image", where)
             width, height = image_size(root / name)
         except (InputError, ValueError) as error:  # of what can be no file name
-            return Fault("unreadable image", where, str(error))
+            kind = "skipped image" if use.skips_images else "unreadable image"
+            return Fault(kind, where, str(error))
         said = (image.get("width", width), image.get("height", height))
         if (width, height) != said:
             return Fault("other size", where, f"{width}x{height}, not {said[0]}x{said[1]}")
