@@ -37,10 +37,6 @@ class _Object:
     whole: np.ndarray  # (H, W) bool, as if nothing lay over it
     visible: np.ndarray  # (H, W) bool
 
-    @property
-    def occluded(self) -> float:
-        return 1 - self.visible.sum() / self.whole.sum()
-
 
 @dataclass
 class _Scene:
@@ -212,13 +208,14 @@ def _add_crowd(rng: np.random.Generator, scene: _Scene) -> None:
 
 
 def _annotate(each: _Object, is_crowd: bool) -> dict:
+    occluded = 1 - each.visible.sum() / each.whole.sum()
     return {
         "category_id": CATEGORIES.index(each.category) + 1,
         "iscrowd": int(is_crowd),
         "segmentation": (_runs if is_crowd else _polygons)(each.visible),
         "area": int(each.visible.sum()),
         "bbox": _box(each.visible),
-        "occluded": round(float(each.occluded), 3),
+        "occluded": round(float(occluded), 3),
     }
 
 
