@@ -378,9 +378,7 @@ def _annotation(given: Any, number: int, image: dict, is_test: bool) -> dict | F
         return Fault("malformed", where, "not a dict")
     entry = {key: _plain(value) for key, value in given.items()}
     entry |= {"id": number, "image_id": image["id"]}
-    if hasattr(
-        given.get("segmentation"), "tolist"
-    ):  # a map of pixels is none of Detectron2's forms
+    if hasattr(given.get("segmentation"), "tolist"):  # pixels are none of Detectron2's forms
         entry["segmentation"] = "an array"
     mask = entry.get("segmentation")
     is_used = is_test or not entry.get("iscrowd")  # crowds are not learned from
