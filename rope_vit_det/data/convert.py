@@ -166,7 +166,7 @@ def _check_files(images: Sequence[Path], folder: Path, suffix: str) -> list[bool
     def check(path: Path) -> bool:
         try:
             with Image.open(path) as image:
-                (width, height), orientation = image.size, image.getexif().get(ORIENTATION, 1)
+                stored, orientation = image.size, image.getexif().get(ORIENTATION, 1)
         except Exception as error:  # PIL's plugins raise what they like
             raise InputError(f"{path}: {describe_read_error(str(path), error)}") from None
         file, said = folder / (path.stem + suffix), None
@@ -180,11 +180,10 @@ def _check_files(images: Sequence[Path], folder: Path, suffix: str) -> list[bool
                     detections_from_xml_obj(root, [], (1, 1))
             except (ValueError, LookupError, OSError, ParseError) as error:
                 raise InputError(f"{file}: {describe_read_error(str(file), error)}") from None
-        stored, sideways = (width, height), orientation in SIDEWAYS
-        size = stored[::-1] if sideways else stored
+        size = stored[::-1] if orientation in SIDEWAYS else stored
         if said and said != size:
             of, has = ("{}x{}".format(*each) for each in (said, size))
-            if sideways and said == stored:
+            if said == stored:
                 raise InputError(
                     f"{file} is for {path} as it is stored, {of}, and its EXIF data turn it to "
                     f"{has}, as training reads it: remove the tag Orientation from the image, "
@@ -202,8 +201,7 @@ def _check_files(images: Sequence[Path], folder: Path, suffix: str) -> list[bool
 def _voc_size(root: Element) -> tuple[int, int] | None:
     """Width and height that a VOC file is for; some tools write none, or 0."""
     with suppress(ValueError):
-        sides = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
-        size = [int(float(side)) for side in sides]
+        size = [int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height")]
         return (size[0], size[1]) if all(size) else None
     return None
 
