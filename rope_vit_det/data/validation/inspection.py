@@ -234,7 +234,7 @@ def _inspect_annotation(
     if not is_id(image_id) or not is_id(category):
         yield Fault("malformed", place, "without a whole 'image_id' and 'category_id'")
         return
-    image = images.get(image_id) if image_id is not None else None
+    image = images.get(image_id)
     if image is None:
         yield Fault("unknown image", place, f"image {image_id}")
         return
@@ -260,14 +260,12 @@ def _inspect_box(annotation: dict, image: dict, where: str) -> Iterator[Fault]:
         yield Fault("malformed", where, f"bbox {box} is not [x, y, width, height]")
         return
     x, y, width, height = box
+    right, bottom = image["width"], image["height"]
     if width < 0 or height < 0:
         yield Fault("malformed", where, f"bbox {box} has a negative size")
-        return
-    if not is_number(area) or area < 0:
+    elif not is_number(area) or area < 0:
         yield Fault("malformed", where, f"area {area!r} is not a number of 0 or more")
-        return
-    right, bottom = image["width"], image["height"]
-    if not width or not height:
+    elif not width or not height:
         yield Fault("zero area", where, f"bbox {box}")
     elif x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
         yield Fault("outside", where, f"bbox {box} in {right}x{bottom}")
