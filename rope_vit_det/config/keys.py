@@ -162,18 +162,18 @@ def get_key(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
-def set_key(cfg: CfgNode, key: str, value: Any) -> None:
-    """Sets the value of a key in full."""
-    section, _, last = key.rpartition(".")
-    (get_key(cfg, section) if section else cfg)[last] = value
+def set_keys(cfg: CfgNode, settings: Mapping[str, Any]) -> None:
+    """Sets the values of keys in full."""
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        (get_key(cfg, section) if section else cfg)[last] = value
 
 
 def with_settings(cfg: CfgNode, settings: Mapping[str, Any]) -> CfgNode:
     """A copy of a config, frozen, with other values of some keys in full."""
     cfg = cfg.clone()
     cfg.defrost()
-    for key, value in settings.items():
-        set_key(cfg, key, value)
+    set_keys(cfg, settings)
     cfg.freeze()
     return cfg
 

@@ -16,7 +16,7 @@ from ..pyramids import BACKBONES, pyramid_for_heads
 from ..utils.arguments import to_pair
 from ..weights.info import DEFAULTS, WeightsInfo, architecture_from_config
 from ..weights.load import PREFIXES, as_birder_url, birder_url, locate, published_url, read_weights
-from .keys import add_rope_vit_config, get_key, set_key
+from .keys import add_rope_vit_config, get_key, set_keys
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,10 @@ def use_rope_vit(
     frozen = cfg.is_frozen()
     cfg.defrost()
     add_rope_vit_config(cfg)
-    for key, value in settings.items():
-        set_key(cfg, key, value)
+    set_keys(cfg, settings)
     if solver:
         settings = solver_settings(cfg)
-        for key, value in settings.items():
-            set_key(cfg, key, value)
+        set_keys(cfg, settings)
         # A warning, as a script's loggers are seldom set up before its config is.
         logger.warning(
             "use_rope_vit has set %s, for batches of %d images (solver=False leaves SOLVER alone)",

@@ -31,7 +31,7 @@ from torch import nn
 
 from ..checkpoint.checkpointer import DetectorCheckpointer
 from ..checkpoint.resume import check_resume
-from ..config.keys import check_precision, default_config, set_key
+from ..config.keys import check_precision, default_config, set_keys
 from ..config.run_config import config_files, find_config_file
 from ..data.classes import dataset_classes
 from ..data.coco_file import clean_records
@@ -352,10 +352,10 @@ def _as_yaml(cfg: DictConfig) -> CfgNode:
     view.MODEL.META_ARCHITECTURE = "unknown"
     found = {key: _select(cfg, place) for key, place in LAZY_NAMES.items()}
     found |= {f"DATASETS.{split.upper()}": dataset_names(cfg, split) for split in ("train", "test")}
-    for key, value in found.items():
-        if value is not None:
-            set_key(view, key, value)
-            view.MODEL.META_ARCHITECTURE = _ARCHITECTURES.get(key, view.MODEL.META_ARCHITECTURE)
+    said = {key: value for key, value in found.items() if value is not None}
+    set_keys(view, said)
+    for key in said:
+        view.MODEL.META_ARCHITECTURE = _ARCHITECTURES.get(key, view.MODEL.META_ARCHITECTURE)
     view.MODEL.WEIGHTS = as_birder_url(view.MODEL.WEIGHTS)
     view.MODEL.KEYPOINT_ON = found["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] is not None
     if found["MODEL.ROPE_VIT.NAME"] not in VARIANTS:
