@@ -11,7 +11,6 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import InputError
 from ..layers.patch_embed import PatchEmbed, resample_kernel
 from .variants import check_network, create_model
 
@@ -59,10 +58,7 @@ def network_tables(
     Raises:
         InputError: for an unknown network.
     """
-    try:
-        check_network(name)
-    except ValueError as error:
-        raise InputError(f"--network {name}: {error}") from None
+    check_network(name, "--network: ")
     size = padded_size(size, patch_stride)
     tables = []
     for window in window_sizes:

@@ -229,8 +229,11 @@ def default_image_size(name: str) -> int:
     return size
 
 
-def check_network(name: Any) -> None:
+def check_network(name: Any, prefix: str = "") -> None:
     """
+    Args:
+        prefix: of the message, such as "MODEL.ROPE_VIT.NAME: ".
+
     Raises:
         InputError: there is no such network; says which name is close, or why it is left out.
     """
@@ -238,9 +241,9 @@ def check_network(name: Any) -> None:
         return
     for pattern, reason in _LEFT_OUT:
         if re.match(pattern, str(name)):
-            raise InputError(f"network {name!r} cannot be used: {reason}")
+            raise InputError(f"{prefix}network {name!r} cannot be used: {reason}")
     raise InputError(
-        f"unknown network {name!r}{did_you_mean(name, VARIANTS)}; allowed: "
+        f"{prefix}unknown network {name!r}{did_you_mean(name, VARIANTS)}; allowed: "
         f"{', '.join(sorted(VARIANTS))}"
     )
 
