@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import Any
@@ -88,6 +88,11 @@ def check_packages(*names: str, extra: str) -> None:
         raise InputError(
             f"this needs {', '.join(wanted)}: pip install 'rope-vit-det[{extra}]', or these alone"
         )
+
+
+def some_of(values: Sequence[Any], most: int = 3) -> str:
+    """The first few, for a message."""
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from ..data.classes import Classes
 from ..data.validation.check import check_same_classes
 from ..detectron2_private import without_shared_keys
-from ..errors import InputError
+from ..errors import InputError, some_of
 from ..models import RoPEViT
 from ..weights.detectron2_format import BACKBONE, METADATA_KEY, detectron2_checkpoint
 from ..weights.load import PREFIXES, as_birder_url
@@ -29,7 +29,7 @@ from .checkpoint_files import (
     tag_checkpoint,
     write_checkpoint,
 )
-from .resume import Settings, changed_settings, kept_settings, some_of, start_anew
+from .resume import Settings, changed_settings, kept_settings, start_anew
 
 BEST = "model_best.pth"
 _TIMEOUT = 30  # seconds without an answer of a web server
@@ -119,7 +119,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         except InputError as error:
             text = str(error) if path_of_last in str(error) else f"{path_of_last}: {error}"
             if self._changed:
-                text += f"; set otherwise since: {some_of(self._changed)}"
+                text += f"; set otherwise since: {some_of(self._changed, 8)}"
                 text += f"; set it back, {start_anew(path_of_last)}"
             raise InputError(text) from None
 

@@ -39,7 +39,6 @@ _FIXED = (
     "optimizer._target_",
 )
 _LENGTHS = ("SOLVER.MAX_ITER", "train.max_iter")
-_SHOWN = 8
 
 
 def kept_settings(settings: Settings) -> dict[str, Any]:
@@ -106,11 +105,6 @@ def changed_settings(path: str, checkpoint: Any, settings: Settings) -> list[str
 def start_anew(path: str) -> str:
     """The way on where a checkpoint cannot be resumed from."""
     return f"or start anew from its weights: MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume"
-
-
-def some_of(changed: list[str]) -> str:
-    """The first few, in one line."""
-    return ", ".join(changed[:_SHOWN]) + (", …" if len(changed) > _SHOWN else "")
 
 
 def describe_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..errors import InputError, check_packages
+from ..errors import InputError, check_packages, some_of
 from ..utils.atomic_files import check_new_file, new_file
 from ..utils.image_files import (
     ORIENTATION,
@@ -146,12 +146,8 @@ def _refuse_below(folder: str, named: Sequence[str], files: Iterable[Path]) -> N
     if lost:
         raise InputError(
             f"{folder}: {sum(lost.values())} files in folders below it would be left out; give "
-            f"{_some(list(lost))} a --split, or move the files"
+            f"{some_of(list(lost))} a --split, or move the files"
         )
-
-
-def _some(paths: Sequence[Path | str]) -> str:
-    return ", ".join(map(str, paths[:3])) + (", …" if len(paths) > 3 else "")
 
 
 def _check_files(images: Sequence[Path], folder: Path, suffix: str) -> list[bool]:
@@ -263,7 +259,7 @@ def _notes(image_paths: list[str], folder: Path, suffix: str, turned: int) -> It
     images = {Path(path).stem for path in image_paths} | {"classes"}  # labelImg's classes.txt
     unused = sorted(path.name for path in folder.glob("*" + suffix) if path.stem not in images)
     if unused:
-        yield f"{folder}: {len(unused)} {suffix} files without an image: {_some(unused)}"
+        yield f"{folder}: {len(unused)} {suffix} files without an image: {some_of(unused)}"
     if turned:
         yield (
             f"{folder}: {turned} images are turned by their EXIF data; their boxes are taken for "

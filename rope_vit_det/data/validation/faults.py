@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_EXAMPLES = 3
+from ...errors import some_of
 
 # What each kind of fault is, of one and of several: those that stop a run, and the others.
 _FATAL = {
@@ -126,9 +126,7 @@ class Inspection:
         """How many of each kind, and the first few of them."""
         texts = _FATAL | _OTHERS
         for kind, count in Counter(fault.kind for fault in faults).items():
-            some = [fault for fault in faults if fault.kind == kind]
             of = f" of {self.images}" if kind == "no image" else ""
-            examples = ", ".join(fault._place for fault in some[:_EXAMPLES])
-            more = ", …" if count > _EXAMPLES else ""
+            examples = some_of([fault._place for fault in faults if fault.kind == kind])
             text = texts[kind].replace("the JSON", self.holder)
-            yield f"{count}{of} {text}: {examples}{more}"
+            yield f"{count}{of} {text}: {examples}"
