@@ -71,7 +71,11 @@ def convert_to_coco(
                 whole = supervision.DetectionDataset.merge(datasets)
             except ValueError:
                 raise InputError("two --split have the same folder of images; name one") from None
-            datasets = [_part(whole, dataset.image_paths) for dataset in datasets]
+            for dataset in datasets:
+                dataset.classes = whole.classes
+                dataset.annotations = {
+                    path: whole.annotations[path] for path in dataset.image_paths
+                }
         for (json_file, _, _), dataset in zip(splits, datasets, strict=True):
             with new_file(json_file, force=True) as temporary:
                 dataset.as_coco(annotations_path=str(temporary))
@@ -265,8 +269,3 @@ def _notes(image_paths: list[str], folder: Path, suffix: str, turned: int) -> It
             f"{folder}: {turned} images are turned by their EXIF data; their boxes are taken for "
             "the turned image"
         )
-
-
-def _part(whole: "DetectionDataset", image_paths: list[str]) -> "DetectionDataset":
-    annotations = {path: whole.annotations[path] for path in image_paths}
-    return type(whole)(whole.classes, image_paths, annotations)
