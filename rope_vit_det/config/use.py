@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 
@@ -198,7 +199,5 @@ def disagreement(
 
 def _agree(key: str, given: Any, wanted: Any) -> bool:
     if key.startswith("MODEL.PIXEL_"):
-        return len(given) == len(wanted) and all(
-            abs(a - b) <= _TOLERANCE for a, b in zip(given, wanted, strict=True)
-        )
+        return len(given) == len(wanted) and np.allclose(given, wanted, rtol=0, atol=_TOLERANCE)
     return to_pair(given) == to_pair(wanted)
