@@ -234,7 +234,7 @@ def _inspect_annotation(
     if not is_id(image_id) or not is_id(category):
         yield Fault("malformed", place, "without a whole 'image_id' and 'category_id'")
         return
-    image = images.get(image_id)
+    image = images.get(image_id) if image_id is not None else None
     if image is None:
         yield Fault("unknown image", place, f"image {image_id}")
         return
