@@ -248,5 +248,4 @@ def _box(mask: np.ndarray) -> list[int]:
 
 def _runs(mask: np.ndarray) -> dict[str, Any]:
     """COCO's form of crowd annotations: lengths of runs down the columns, zeros first."""
-    (rle,) = toUncompressedRLE([mask_util.encode(np.asfortranarray(mask, np.uint8))])
-    return {"size": rle["size"], "counts": rle["counts"]}
+    return toUncompressedRLE([mask_util.encode(np.asfortranarray(mask, np.uint8))])[0]
