@@ -205,10 +205,9 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> ShieldedLoader:
     parts = build_detection_test_loader.from_config(cfg, dataset_name)
     if cfg.TEST.SLICE.ENABLED:
         parts["mapper"].augmentations = T.AugmentationList([])
-        parts["num_workers"] = 0
     records = clean_records(parts["dataset"])
     if cfg.DATALOADER.SKIP_UNREADABLE:
         records = readable_records(records, (dataset_name,), cfg.OUTPUT_DIR)
     mapper = ReadableMapper(parts["mapper"], any_size=cfg.TEST.SLICE.ENABLED)
-    workers = parts["num_workers"]
+    workers = 0 if cfg.TEST.SLICE.ENABLED else parts["num_workers"]
     return ShieldedLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers))
