@@ -71,11 +71,9 @@ def convert_to_coco(
                 whole = supervision.DetectionDataset.merge(datasets)
             except ValueError:
                 raise InputError("two --split have the same folder of images; name one") from None
-            for dataset in datasets:
-                dataset.classes = whole.classes
-                dataset.annotations = {
-                    path: whole.annotations[path] for path in dataset.image_paths
-                }
+            for part in datasets:
+                part.classes = whole.classes
+                part.annotations = {path: whole.annotations[path] for path in part.image_paths}
         for (json_file, _, _), dataset in zip(splits, datasets, strict=True):
             with new_file(json_file, force=True) as temporary:
                 dataset.as_coco(annotations_path=str(temporary))
