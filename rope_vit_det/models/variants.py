@@ -17,12 +17,15 @@ _TINY = dict(hidden_dim=192, num_layers=12, num_heads=3, mlp_dim=768)
 _SMALL = dict(hidden_dim=384, num_layers=12, num_heads=6, mlp_dim=1536)
 _MEDIUM = dict(hidden_dim=512, num_layers=12, num_heads=8, mlp_dim=2048)
 _BASE = dict(hidden_dim=768, num_layers=12, num_heads=12, mlp_dim=3072, drop_path_rate=0.1)
-_SO150M = dict(hidden_dim=896, num_layers=18, num_heads=16, mlp_dim=2320, drop_path_rate=0.1)
 _LARGE = dict(hidden_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, drop_path_rate=0.1)
 _REG1, _REG4, _REG8 = (dict(num_reg_tokens=number) for number in (1, 4, 8))
 # Without a class token; tables without entries for the special tokens; gated feed-forward layers.
 _AVG, _NPS = dict(class_token=False), dict(pos_embed_special_tokens=False)
 _SWIGLU, _RMS = dict(mlp_layer="SwiGLU"), dict(norm_layer="RMSNorm")
+_GRID16 = dict(default_pt_grid_size=(16, 16))
+# Of one shape, with all of these.
+_SO150M = dict(hidden_dim=896, num_layers=18, num_heads=16, mlp_dim=2320, drop_path_rate=0.1)
+_SO150M |= _REG8 | _AVG | _RMS | _SWIGLU
 
 # DeiT III (arXiv 2204.07118).
 _DEIT3 = _NPS | dict(layer_scale_init_value=1e-5)
@@ -30,9 +33,9 @@ _DEIT3_M = _MEDIUM | _DEIT3 | dict(drop_path_rate=0.1)
 # The rotary positions of EVA-02 (arXiv 2303.11331) and, counting from 1 with x first, of Perception
 # Encoder (arXiv 2504.13181).
 _EVA02_ROPE = dict(rope_rotation="interleaved", rope_temperature=10000.0)
-_NF = dict(mlp_dim=2730, mlp_layer="NormSwiGLU", attn_norm=True, default_pt_grid_size=(16, 16))
+_NF = _GRID16 | dict(mlp_dim=2730, mlp_layer="NormSwiGLU", attn_norm=True)
 _PE = dict(pre_norm=True, norm_eps=1e-5, rope_indexing="xy", rope_offset=1, **_EVA02_ROPE)
-_PE_CORE = _PE | dict(attn_pool_num_heads=8, attn_pool_special_tokens=True)
+_PE_POOL = dict(attn_pool_num_heads=8, attn_pool_special_tokens=True)
 _PE_SPATIAL = _PE | _REG1 | _AVG | dict(post_norm=False)
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,18 +63,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope_vit_s14_swiglu_avg": _P14 | _SMALL | _AVG | _SWIGLU,
     "rope_vit_m14_swiglu_avg": _P14 | _MEDIUM | _AVG | _SWIGLU,
     "rope_vit_reg8_b14_nps_avg": _P14 | _BASE | _REG8 | _AVG | _NPS,
-    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": _P14 | _SO150M | _REG8 | _AVG | _RMS | _SWIGLU,
-    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": (
-        _P14 | _SO150M | _REG8 | _AVG | _RMS | _SWIGLU | dict(attn_pool_num_heads=16)
-    ),
+    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": _P14 | _SO150M,
+    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": _P14 | _SO150M | dict(attn_pool_num_heads=16),
     "rope_deit3_m16": _P16 | _DEIT3_M,
     "rope_deit3_m14": _P14 | _DEIT3_M,
     "rope_deit3_reg4_t16": _P16 | _TINY | _DEIT3 | _REG4,
     "rope_deit3_reg4_m16": _P16 | _DEIT3_M | _REG4,
     "rope_deit3_reg4_m14": _P14 | _DEIT3_M | _REG4,
-    "rope_i_vit_s16_pn_aps_c1": _P16 | _SMALL | _PE_CORE,
-    "rope_i_vit_b16_pn_aps_c1": _P16 | _BASE | _PE_CORE,
-    "rope_i_vit_l14_pn_aps_c1": _P14 | _LARGE | _PE_CORE,
+    "rope_i_vit_s16_pn_aps_c1": _P16 | _SMALL | _PE | _PE_POOL,
+    "rope_i_vit_b16_pn_aps_c1": _P16 | _BASE | _PE | _PE_POOL,
+    "rope_i_vit_l14_pn_aps_c1": _P14 | _LARGE | _PE | _PE_POOL,
     "rope_i_vit_reg1_t16_pn_npn_avg_c1": _P16 | _TINY | _PE_SPATIAL,
     "rope_i_vit_reg1_s16_pn_npn_avg_c1": _P16 | _SMALL | _PE_SPATIAL,
     "rope_i_vit_reg1_b16_pn_npn_avg_c1": _P16 | _BASE | _PE_SPATIAL,
@@ -83,35 +84,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # 2303.11331), Perception Encoder (arXiv 2504.13181), RoPE-ViT (arXiv 2403.13298) and timm itself.
 # Their position tables are interpolated with antialiasing.
 _TIMM = dict(drop_path_rate=0.0, pos_embed_antialias=True)
-_DINOV3 = dict(
-    **_TIMM,
-    patch_size=16,
-    image_size=256,
-    num_reg_tokens=4,
-    pos_embed=False,
-    qkv_bias="",
-    layer_scale_init_value=1e-5,
-    norm_eps=1e-5,
-    pooling="mean",
-    rope_angles="tiled",
-    rope_centred=True,
-    default_pt_grid_size=(16, 16),
-)
 _QKVB = dict(qkv_bias="qv")
+# DINOv3's and timm's own have none, and were trained at 256 pixels.
+_NO_TABLE = (
+    _TIMM | _P16 | _GRID16 | dict(image_size=256, pos_embed=False, layer_scale_init_value=1e-5)
+)
+_DINOV3_ROPE = dict(rope_angles="tiled", rope_centred=True)
+_DINOV3 = _NO_TABLE | _REG4 | _DINOV3_ROPE | dict(qkv_bias="", norm_eps=1e-5, pooling="mean")
 _LINGBOT = _DINOV3 | dict(image_size=512, pooling="class_token", default_pt_grid_size=(32, 32))
 _HUGE = dict(hidden_dim=1280, num_layers=32, num_heads=20, mlp_dim=5120)
 _7B = dict(hidden_dim=4096, num_layers=40, num_heads=32, mlp_dim=8192)
 _GIANT = dict(hidden_dim=1536, num_layers=40, num_heads=24, mlp_dim=4096)
-_EVA02 = dict(
-    **_TIMM,
-    patch_size=14,
-    mlp_layer="SwiGLU",
-    qkv_bias="qv",
-    pooling="mean",
-    norm_pooled=True,
-    default_pt_grid_size=(16, 16),
-    **_EVA02_ROPE,
-)
+_EVA02_POOL = dict(pooling="mean", norm_pooled=True)
+_EVA02 = _TIMM | _P14 | _SWIGLU | _QKVB | _GRID16 | _EVA02_ROPE | _EVA02_POOL
 _EVA02_T, _EVA02_S = _EVA02 | _TINY | dict(mlp_dim=512), _EVA02 | _SMALL | dict(mlp_dim=1024)
 _EVA02_B = _BASE | _EVA02 | dict(mlp_dim=2048, mlp_layer="NormSwiGLU")
 _EVA02_L = _LARGE | _EVA02 | dict(mlp_dim=2730, mlp_layer="NormSwiGLU")
@@ -127,11 +112,6 @@ def _pe(size: dict[str, Any], patch_size: int, image_size: int, **more: Any) -> 
     return _PE | size | _TIMM | sizes | more
 
 
-def _pe_core(size: dict[str, Any], patch_size: int, image_size: int) -> dict[str, Any]:
-    pool = dict(attn_pool_num_heads=8, attn_pool_mlp_dim=4 * size["hidden_dim"])
-    return _pe(size, patch_size, image_size, **pool, attn_pool_special_tokens=True)
-
-
 _PE_DENSE = dict(post_norm=False, pooling="mean")
 _PE_LANG = dict(**_PE_DENSE, layer_scale_init_value=0.1)
 
@@ -142,20 +122,7 @@ def _naver(size: dict[str, Any], *, mixed: bool, table: bool) -> dict[str, Any]:
     return size | _TIMM | _P16 | _DEIT3 | rope | dict(pos_embed=table)
 
 
-_SBB = dict(
-    **_TIMM,
-    patch_size=16,
-    image_size=256,
-    num_layers=12,
-    num_reg_tokens=1,
-    class_token=False,
-    pos_embed=False,
-    qkv_bias="qv",
-    layer_scale_init_value=1e-5,
-    norm_pooled=True,
-    default_pt_grid_size=(16, 16),
-    **_EVA02_ROPE,
-)
+_SBB = _NO_TABLE | _REG1 | _AVG | _QKVB | _EVA02_ROPE | dict(num_layers=12, norm_pooled=True)
 _BETWIXT = dict(hidden_dim=640, num_heads=10, mlp_dim=2560)
 
 VARIANTS |= {
@@ -186,11 +153,11 @@ VARIANTS |= {
     "eva02_base_patch16_clip_224": _EVA02_B | _EVA02_CLIP | dict(patch_size=16),
     "eva02_large_patch14_clip_224": _EVA02_L | _EVA02_CLIP,
     "eva02_large_patch14_clip_336": _EVA02_L | _EVA02_CLIP | dict(image_size=336),
-    "vit_pe_core_tiny_patch16_384": _pe_core(_TINY, 16, 384),
-    "vit_pe_core_small_patch16_384": _pe_core(_SMALL, 16, 384),
-    "vit_pe_core_base_patch16_224": _pe_core(_BASE, 16, 224),
-    "vit_pe_core_large_patch14_336": _pe_core(_LARGE, 14, 336),
-    "vit_pe_core_gigantic_patch14_448": _pe_core(_GIGANTIC, 14, 448),
+    "vit_pe_core_tiny_patch16_384": _pe(_TINY, 16, 384, **_PE_POOL),
+    "vit_pe_core_small_patch16_384": _pe(_SMALL, 16, 384, **_PE_POOL),
+    "vit_pe_core_base_patch16_224": _pe(_BASE, 16, 224, **_PE_POOL),
+    "vit_pe_core_large_patch14_336": _pe(_LARGE, 14, 336, **_PE_POOL),
+    "vit_pe_core_gigantic_patch14_448": _pe(_GIGANTIC, 14, 448, **_PE_POOL, attn_pool_mlp_dim=6144),
     "vit_pe_lang_large_patch14_448": _pe(_LARGE, 14, 448, **_PE_LANG, num_layers=23),
     "vit_pe_lang_gigantic_patch14_448": _pe(_GIGANTIC, 14, 448, **_PE_LANG, num_layers=47),
     "vit_pe_spatial_tiny_patch16_512": _pe(_TINY, 16, 512, **_PE_DENSE),
@@ -208,7 +175,7 @@ VARIANTS |= {
     },
     "vit_medium_patch16_rope_reg1_gap_256": _MEDIUM | _SBB,
     "vit_mediumd_patch16_rope_reg1_gap_256": _MEDIUM | _SBB | dict(num_layers=20, qkv_bias=""),
-    "vit_betwixt_patch16_rope_reg4_gap_256": _BETWIXT | _SBB | dict(num_reg_tokens=4),
+    "vit_betwixt_patch16_rope_reg4_gap_256": _BETWIXT | _SBB | _REG4,
     "vit_base_patch16_rope_reg1_gap_256": _BASE | _SBB,
 }
 # What somebody may ask for, and why it is not here.
