@@ -14,7 +14,7 @@ from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
 from ..models.variants import create_model
 from .birder import SUFFIXES, difference, is_weights_file, read_weights_file
-from .catalogue import PublishedWeights, resolve
+from .catalogue import resolve
 from .hub import fetch
 from .info import HEAD_PREFIXES, WeightsInfo
 from .safe import as_dtype
@@ -93,44 +93,32 @@ def read_weights(
     network: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
-    """The state dict and info of a published name or a file; arguments as :func:`load_model`.
+    """The state dict and info of a published name or a file of birder's, timm's or a publisher's.
 
-    A dtype of None leaves all tensors as they are.
-    """
-    path, name = locate(name_or_path)
-    if name is None:
-        return read_file(path, network, dtype=dtype)
-    published = resolve(name)
-    if network not in (None, published.network):
-        raise InputError(f"{name} is a {published.network}, not a {network}")
-    return read_file(path, published.network, published, dtype=dtype)
-
-
-def read_file(
-    path: Path,
-    network: str | None = None,
-    published: PublishedWeights | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-) -> tuple[dict[str, torch.Tensor], WeightsInfo]:
-    """The state dict and info of a file of birder's, timm's or a publisher's: tells them apart.
+    It tells these files apart.
 
     Args:
+        name_or_path: see :func:`load_model`.
         network: the architecture, where the file does not say it; "": whoever takes the tensors
             knows it, where neither the name of the file nor they say.
-        published: the entry of the file, where it is a published one.
         dtype: of all floating-point tensors; None: as they are.
 
     Raises:
         InputError: see :func:`load_model`.
     """
+    path, name = locate(name_or_path)
+    published = resolve(name) if name else None
+    if published:
+        if network not in (None, published.network):
+            raise InputError(f"{name} is a {published.network}, not a {network}")
+        network = published.network
     tensors = read_state(path, dtype)
     if tensors is None:
         state, info = read_weights_file(path, network)
         return {key: as_dtype(tensor, dtype) for key, tensor in state.items()}, info
     state, info = read_timm_file(path, tensors, network, published)
     if info.license:
-        logger.warning("%s: licence %s", published.name if published else path, info.license)
+        logger.warning("%s: licence %s", name or path, info.license)
     return state, info
 
 
