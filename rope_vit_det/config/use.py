@@ -88,8 +88,6 @@ def use_rope_vit(
         path, published = locate(weights)
         # Of the tensors, which are read to see whether they fit, in half the memory.
         _, info = read_weights(weights, network=network, dtype=torch.bfloat16)
-        if not info.network:
-            raise InputError(f"{weights} fits several networks; say which: network=")
         settings |= settings_for(info)
         settings["MODEL.WEIGHTS"] = published_url(published) if published else birder_url(str(path))
     frozen = cfg.is_frozen()

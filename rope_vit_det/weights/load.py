@@ -60,8 +60,6 @@ def load_model(
         ValueError: for a wrong override.
     """
     state, info = read_weights(name_or_path, network=network, dtype=dtype)
-    if not info.network:
-        raise InputError(f"{name_or_path} fits several networks; say which: network=")
     # None is a value of an architecture's own arguments, else what the file says.
     own = inspect.signature(create_model).parameters
     overrides = {k: v for k, v in overrides.items() if v is not None or k not in own}
@@ -117,6 +115,8 @@ def read_weights(
         state, info = read_weights_file(path, network)
         return {key: as_dtype(tensor, dtype) for key, tensor in state.items()}, info
     state, info = read_timm_file(path, tensors, network, published)
+    if not info.network and network is None:
+        raise InputError(f"{name_or_path} fits several networks; say which: network=")
     if info.license:
         logger.warning("%s: licence %s", name or path, info.license)
     return state, info
