@@ -125,18 +125,6 @@ def write_torch_file(path: str | os.PathLike[str], content: Any, *, force: bool 
         torch.save(content, file)
 
 
-def is_weights_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is birder's, by name and, for `.pt`, by what its dict holds.
-
-    Raises:
-        InputError: the file is damaged, or would run code.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return True
-    return path.suffix == ".pt" and _has_state(load_torch_file(path, mmap=True))
-
-
 def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of a file, and its other fields, not knowing its network.
 
@@ -155,7 +143,7 @@ def read_fields(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
                 raise InputError(f"{path}: its metadata {key!r} is not JSON") from None
     else:
         content = load_torch_file(path)
-        if not _has_state(content):
+        if not has_state(content):
             raise InputError(
                 f"{path} is no weights file of birder's: it has no 'state'"
                 + "; it looks like a Detectron2 checkpoint"
@@ -269,5 +257,6 @@ def _candidates(state: StateDict, fields: Mapping[str, Any]) -> str:
     return f"…, though no known network fits (known: {', '.join(sorted(VARIANTS))})"
 
 
-def _has_state(content: Any) -> bool:
+def has_state(content: Any) -> bool:
+    """Whether what a file of torch's holds is as birder writes it."""
     return isinstance(content, Mapping) and isinstance(content.get("state"), Mapping)

@@ -13,12 +13,12 @@ from ..errors import InputError
 from ..layers.patch_embed import interpolate_position_table
 from ..models.rope_vit import RoPEViT
 from ..models.variants import create_model
-from .birder import SUFFIXES, difference, is_weights_file, read_weights_file
+from .birder import SUFFIXES, difference, has_state, read_weights_file
 from .catalogue import resolve
 from .hub import fetch
 from .info import HEAD_PREFIXES, WeightsInfo
-from .safe import as_dtype
-from .timm import is_publishers_file, read_state, read_timm_file
+from .safe import as_dtype, load_torch_file
+from .timm import read_state, read_timm_file, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +164,11 @@ def is_network_file(path: str | os.PathLike[str]) -> bool:
     Raises:
         InputError: the file is missing, damaged, or would run code.
     """
-    return Path(path).suffix in (*SUFFIXES, ".pth") and (
-        is_weights_file(path) or is_publishers_file(path)
-    )
+    suffix = Path(path).suffix
+    if suffix not in (".pt", ".pth"):
+        return suffix == ".safetensors"
+    content = load_torch_file(path, mmap=True)
+    return (suffix == ".pt" and has_state(content)) or unwrapped(content) is not None
 
 
 def as_birder_url(path: str) -> str:

@@ -143,7 +143,7 @@ def read_state(
     if path.name.endswith((".safetensors", INDEX_SUFFIX)):
         tensors, _ = load_safetensors(path, dtype)
         return None if layout_of(tensors) is None else tensors
-    content = _unwrapped(path)
+    content = unwrapped(load_torch_file(path, mmap=True))  # else another reads it again
     if content is None:
         return None
     check_state(path, content, "weights file")
@@ -154,18 +154,8 @@ def read_state(
     }
 
 
-def is_publishers_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file of torch's has one of these layouts.
-
-    Raises:
-        InputError: the file is missing, damaged, or would run code.
-    """
-    return _unwrapped(Path(path)) is not None
-
-
-def _unwrapped(path: Path) -> dict[str, Any] | None:
-    """The state dict of a file of torch's, mapped into memory; None: it has none of these."""
-    content = load_torch_file(path, mmap=True)  # it may be another's, who reads it again
+def unwrapped(content: Any) -> dict[str, Any] | None:
+    """The state dict in what a file of torch's holds; None: in none of these layouts."""
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
