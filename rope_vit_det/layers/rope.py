@@ -105,20 +105,15 @@ class RotaryEmbedding2D(nn.Module):
             frequencies the positions, (1, num_special_tokens + h*w, 2), float32.
         """
         key = (grid, window, windowed_order, pt_grid_size, num_special_tokens, device, dtype)
-        if scale is not None:  # good for one forward pass
-            with torch.no_grad():
-                return self._build(*key, scale)
-        if is_building_graph():
-            return self._build(*key)
-        table = self._tables.get(key)
-        if table is None:
+        if scale is not None or is_building_graph():  # good for one forward pass
+            return self._build(*key, scale)
+        if key not in self._tables:
             # A table built under inference_mode could not be used by a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                table = self._tables[key] = self._build(*key)
+                self._tables[key] = self._build(*key)
             self._forget_oldest()
-        else:
-            self._tables.move_to_end(key)
-        return table
+        self._tables.move_to_end(key)
+        return self._tables[key]
 
     def _forget_oldest(self) -> None:
         size = sum(table.nbytes for table in self._tables.values())
