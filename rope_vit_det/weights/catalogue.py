@@ -66,20 +66,16 @@ class PublishedWeights:
 def published_weights() -> Mapping[str, PublishedWeights]:
     """All entries, by name."""
     found = {}
-    for name, entry in (_read("published_weights.json") | _read("timm_weights.json")).items():
-        network, _, tag = name.partition(".")  # timm's way
-        values: dict[str, Any] = {"network": network, "tag": tag} | entry
-        values["image_size"] = to_pair(entry["image_size"])
-        for key in ("rgb_mean", "rgb_std"):
-            values[key] = tuple(entry.get(key, ()))
-        found[name] = PublishedWeights(name, **values)
+    for file in ("published_weights.json", "timm_weights.json"):
+        text = resources.files(__package__).joinpath(file).read_text("utf-8")
+        for name, entry in json.loads(text)["weights"].items():
+            network, _, tag = name.partition(".")  # timm's way
+            values: dict[str, Any] = {"network": network, "tag": tag} | entry
+            values["image_size"] = to_pair(entry["image_size"])
+            for key in ("rgb_mean", "rgb_std"):
+                values[key] = tuple(entry.get(key, ()))
+            found[name] = PublishedWeights(name, **values)
     return MappingProxyType(found)
-
-
-def _read(file: str) -> dict[str, dict[str, Any]]:
-    text = resources.files(__package__).joinpath(file).read_text("utf-8")
-    weights: dict[str, dict[str, Any]] = json.loads(text)["weights"]
-    return weights
 
 
 def resolve(name: str) -> PublishedWeights:
