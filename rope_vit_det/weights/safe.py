@@ -56,11 +56,9 @@ def load_torch_file(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
         if found:
             raise _refusal(path, found["name"] or found["other"]) from None
         raise _reason(path) from None
-    except RuntimeError as error:
+    except Exception as error:  # what garbage leads to: RuntimeError, KeyError, EOFError, …
         if "TorchScript" in str(error):
             raise _refusal(path, "TorchScript") from None
-        raise _damaged(path) from None
-    except Exception:  # what garbage makes of an unpickler: KeyError, EOFError, OSError, …
         raise _reason(path) from None
 
 
@@ -196,10 +194,9 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "__builtin__":  # of Python 2
             module = "builtins"
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise RefusedError(f"{module}.{name}") from None
+        if (module, name) not in _ALLOWED:
+            raise RefusedError(f"{module}.{name}")
+        return _ALLOWED[module, name]
 
 
 _BUILTINS = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
