@@ -103,8 +103,7 @@ def write_weights_file(
     if info.config:
         fields["config"] = dict(info.config)
     # Copies, since torch.save writes all of a storage that is shared.
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
-    state = OrderedDict((key, tensor.clone()) for key, tensor in tensors.items())
+    state = OrderedDict((k, t.detach().cpu().contiguous().clone()) for k, t in state_dict.items())
     if path.suffix == ".pt":
         write_torch_file(path, {"state": state, **fields}, force=force)
         return
