@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def to_detectron2(
         for key, tensor in state.items()
         if not key.startswith(HEAD_PREFIXES)
     )
-    entry = asdict(info) | {"source": source}
-    entry["class_to_idx"] = {}  # thousands of names that a detector has no use for
+    # Without thousands of names that a detector has no use for.
+    entry = asdict(replace(info, class_to_idx={})) | {"source": source}
     # torch hands it to the module of this name; a plain attribute, so pickled with the dict.
     vars(model)["_metadata"] = OrderedDict({BACKBONE: {"version": 1, METADATA_KEY: entry}})
     return {"model": model}
