@@ -14,7 +14,7 @@ PYRAMIDS = {
 _RANGES = ", ".join(f"{name} ({levels[0]} to {levels[-1]})" for name, levels in PYRAMIDS.items())
 # All that are registered.
 BACKBONES = (*PYRAMIDS, "build_rope_vit_sfp_backbone_for_heads", "build_rope_vit_backbone")
-_KNOWN_PACKAGES = ("detectron2", "fvcore", "rope_vit_det", "torch", "torchvision")
+_KNOWN_PACKAGES = {"detectron2", "fvcore", "rope_vit_det", "torch", "torchvision"}
 _RPN = "MODEL.RPN.IN_FEATURES"
 _ROI_HEADS = "MODEL.ROI_HEADS.IN_FEATURES"
 _SEM_SEG = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
@@ -100,14 +100,12 @@ def uses_all_parameters(model: nn.Module) -> bool | None:
         None where that is not known: parts of the model are neither Detectron2's nor ours, or its
         heads say nothing.
     """
-    for module in model.modules():
-        if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES:
-            return None
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
     heads = (model, *model.children())
     named = [v for head in heads for k, v in vars(head).items() if k.endswith("in_features")]
     read = {level for levels in named if isinstance(levels, list | tuple) for level in levels}
     backbone = getattr(model, "backbone", None)
-    if not read or backbone is None:
+    if not packages <= _KNOWN_PACKAGES or not read or backbone is None:
         return None
     for level in set(backbone.output_shape()) - read:
         # A pyramid's level is a stage's, or the top block's; of other backbones, all is in doubt.
