@@ -137,15 +137,12 @@ class FastRPN(RPN):
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """See :meth:`RPN.predict_proposals`, which serves on the CPU and in graphs."""
+        arguments = (anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
         device = pred_anchor_deltas[0].device
         if device.type != "cuda" or is_building_graph():
-            return super().predict_proposals(
-                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
-            )
+            return super().predict_proposals(*arguments)
         with torch.autocast(device.type, enabled=False):
-            return self.find_proposals(
-                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
-            )
+            return self.find_proposals(*arguments)
 
     @torch.no_grad()
     def find_proposals(
