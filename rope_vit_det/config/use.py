@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from ..errors import InputError
 from ..models.variants import VARIANTS, check_network
 from ..pyramids import BACKBONES, pyramid_for_heads
 from ..utils.arguments import to_pair

@@ -23,9 +23,8 @@ _REG1, _REG4, _REG8 = (dict(num_reg_tokens=number) for number in (1, 4, 8))
 _AVG, _NPS = dict(class_token=False), dict(pos_embed_special_tokens=False)
 _SWIGLU, _RMS = dict(mlp_layer="SwiGLU"), dict(norm_layer="RMSNorm")
 _GRID16 = dict(default_pt_grid_size=(16, 16))
-# Of one shape, with all of these.
 _SO150M = dict(hidden_dim=896, num_layers=18, num_heads=16, mlp_dim=2320, drop_path_rate=0.1)
-_SO150M |= _REG8 | _AVG | _RMS | _SWIGLU
+_SO150M_P14 = _P14 | _SO150M | _REG8 | _AVG | _RMS | _SWIGLU
 
 # DeiT III (arXiv 2204.07118).
 _DEIT3 = _NPS | dict(layer_scale_init_value=1e-5)
@@ -63,8 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope_vit_s14_swiglu_avg": _P14 | _SMALL | _AVG | _SWIGLU,
     "rope_vit_m14_swiglu_avg": _P14 | _MEDIUM | _AVG | _SWIGLU,
     "rope_vit_reg8_b14_nps_avg": _P14 | _BASE | _REG8 | _AVG | _NPS,
-    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": _P14 | _SO150M,
-    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": _P14 | _SO150M | dict(attn_pool_num_heads=16),
+    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": _SO150M_P14,
+    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": _SO150M_P14 | dict(attn_pool_num_heads=16),
     "rope_deit3_m16": _P16 | _DEIT3_M,
     "rope_deit3_m14": _P14 | _DEIT3_M,
     "rope_deit3_reg4_t16": _P16 | _TINY | _DEIT3 | _REG4,
