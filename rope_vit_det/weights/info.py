@@ -103,9 +103,8 @@ class WeightsInfo:
     @property
     def rope(self) -> dict[str, Any]:
         """The rotary arguments, those of pretraining's grid and angles among them."""
-        names = [name for name in DEFAULTS if re.match("rope_|default_pt_grid_size", name)]
-        architecture = self.architecture
-        return {name: architecture[name] for name in names}
+        rotary = re.compile("rope_|default_pt_grid_size")
+        return {key: value for key, value in self.architecture.items() if rotary.match(key)}
 
     @property
     def pt_grid_size(self) -> tuple[int, int] | None:
