@@ -58,6 +58,7 @@ _TO_TIMM = {
         (r"\.ls([12])\.gamma$", r".gamma_\1"),
         (r"\.mlp\.ffn_ln\.", ".mlp.norm."),
         (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
+        (r"\.attn\.([qkv])_bias$", r".attn.\1_proj.bias"),
         (r"\.mlp\.w12\.", ".mlp.fc1."),
         (r"\.mlp\.w1\.", ".mlp.fc1_g."),
         (r"\.mlp\.w2\.", ".mlp.fc1_x."),
@@ -292,7 +293,7 @@ def from_timm(state: Mapping[str, Tensor], network: str) -> tuple[State, list[st
         if name == "rope.freqs":
             for i, frequencies in enumerate(state[key].unbind(1)):
                 ours[f"encoder.block.{i}.attn.frequencies"] = frequencies
-        elif ".attn." in name and re.search(r"\.(qkv|[qkv]_proj)\.|\.[qkv]_bias$|mask$", name):
+        elif ".attn." in name and re.search(r"\.(qkv|[qkv]_proj)\.|mask$", name):
             continue  # below, together
         elif gated and ".mlp.fc1." in name:
             stem, kind = _our_name(name, gated=gated).split("fc1")
@@ -396,13 +397,10 @@ def _qkv(
         bias = state[own["qkv.bias"]]
         if "qkv.bias_mask" in own:
             bias = torch.where(state[own["qkv.bias_mask"]].nan_to_num() == 0, 0, bias)
-        q, k, v = bias.chunk(3)
+        biases = dict(zip("qkv", bias.chunk(3), strict=True))
     else:
-        names = {part: (f"{part}_proj.bias", f"{part}_bias") for part in "qkv"}
-        q, k, v = (
-            next((state[own[name]] for name in names[part] if name in own), zeros) for part in "qkv"
-        )
-    biases = {"q": q, "k": k, "v": v}
+        keys = {part: own.get(f"{part}_proj.bias") for part in "qkv"}
+        biases = {part: state[key] if key else zeros for part, key in keys.items()}
     for part in "qkv":
         if part not in arguments.get("qkv_bias", "qkv") and biases.pop(part).any():
             raise InputError(
@@ -424,10 +422,8 @@ def _as_timms(state: State) -> State:
     for kind in ("weight", "bias"):
         joint = state.pop(f"attn_pool.qkv.{kind}", None)
         if joint is not None:
-            third = len(joint) // 3
-            state[f"attn_pool.q.{kind}"], state[f"attn_pool.kv.{kind}"] = joint.split(
-                [third, 2 * third]
-            )
+            q, k, v = joint.chunk(3)
+            state |= {f"attn_pool.q.{kind}": q, f"attn_pool.kv.{kind}": torch.cat((k, v))}
     return state
 
 
@@ -487,12 +483,8 @@ def _could_be(state: Mapping[str, Tensor], network: str) -> bool:
         for key in state
         if (found := re.search(r"\b(?:blocks|resblocks|layer)\.(\d+)\.", key))
     }
-    wanted = VARIANTS[network]
-    return (len(stem), stem.shape[-1], len(blocks)) == (
-        wanted["hidden_dim"],
-        wanted["patch_size"],
-        wanted["num_layers"],
-    )
+    wanted = [VARIANTS[network][key] for key in ("hidden_dim", "patch_size", "num_layers")]
+    return [len(stem), stem.shape[-1], len(blocks)] == wanted
 
 
 def _is_native(info: WeightsInfo) -> bool:
