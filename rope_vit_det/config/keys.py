@@ -194,7 +194,7 @@ def check_rope_vit_config(cfg: CfgNode, *, own_stride: bool = False) -> None:
             "the config has no MODEL.ROPE_VIT: call rope_vit_det.add_rope_vit_config(cfg) on it"
         )
     net = cfg.MODEL.ROPE_VIT
-    check_network(net.NAME, "MODEL.ROPE_VIT.NAME: ")
+    check_network(net.NAME, f"MODEL.ROPE_VIT.NAME is {net.NAME!r}: ")
     stride, patch = net.PATCH_STRIDE, VARIANTS[net.NAME]["patch_size"]
     strides = sorted({PYRAMID_STRIDE, patch} if own_stride else {PYRAMID_STRIDE})
     ok = is_whole_number(stride) and stride in strides

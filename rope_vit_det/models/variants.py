@@ -198,7 +198,7 @@ def default_image_size(name: str) -> int:
 def check_network(name: Any, prefix: str = "") -> None:
     """
     Args:
-        prefix: of the message, such as "MODEL.ROPE_VIT.NAME: ".
+        prefix: of the message, such as "--network: ".
 
     Raises:
         InputError: there is no such network; says which name is close, or why it is left out.
