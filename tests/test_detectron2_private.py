@@ -25,7 +25,8 @@ INHERITED = {
     TrainerBase: {"_hooks"},
     FPN: {"_size_divisibility"},
     COCOEvaluator: {"_tasks_from_predictions", "_derive_coco_results", "_eval_predictions",
-                    "_predictions", "_do_evaluation", "_max_dets_per_image", "_kpt_oks_sigmas"},
+                    "_predictions", "_results", "_do_evaluation", "_max_dets_per_image",
+                    "_kpt_oks_sigmas"},
     LVISEvaluator: {"_tasks_from_predictions", "_eval_predictions", "_predictions"},
 }  # fmt: skip
 # Private by their spelling alone.

@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from ..data.classes import registered
 from ..data.coco_file import complete_coco, read_coco, read_json
 from ..errors import InputError
+from ..utils.arguments import is_id, is_number
 from .fast import as_api
 
 
@@ -50,16 +51,19 @@ def read_results(path: str | os.PathLike, truth: COCO) -> tuple[list[dict[str, A
         InputError: it cannot be read, is something else, or belongs to other images or classes.
     """
     content = read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        images = _match_files(path, content.get("images"), truth)
-        results = [
-            {**each, "image_id": images.get(each.get("image_id"))}
-            for each in content["annotations"]
-        ]
+    is_file = isinstance(content, dict) and isinstance(content.get("images"), list)
+    results = content.get("annotations") if is_file else content
+    if not isinstance(results, list) or not all(map(_is_result, results)):
+        raise InputError(
+            f"{path} is neither a list of COCO results, with image_id, category_id, score and bbox "
+            "or segmentation, nor a file of tools/predict.py"
+        )
+    covered = set(truth.imgs)
+    if is_file:
+        images = _match_files(path, content["images"], truth)
+        results = [{**each, "image_id": images.get(each["image_id"])} for each in results]
         covered = set(images.values())
-    else:
-        results, covered = content, set(truth.imgs)
-    _check(path, results, truth)
+    _check_known(path, results, truth)
     return results, covered
 
 
@@ -78,16 +82,17 @@ def restrict(truth: COCO, images: set[int]) -> COCO:
     return as_api({**truth.dataset, "images": listed, "annotations": annotations})
 
 
-def _check(path: str | os.PathLike, results: Any, truth: COCO) -> None:
-    needed = {"image_id", "category_id", "score"}
-    if not isinstance(results, list) or not all(
-        isinstance(each, dict) and needed <= each.keys() and {"bbox", "segmentation"} & each.keys()
-        for each in results
-    ):
-        raise InputError(
-            f"{path} is neither a list of COCO results, with image_id, category_id, score and bbox "
-            "or segmentation, nor a file of tools/predict.py"
-        )
+def _is_result(each: Any) -> bool:
+    return (
+        isinstance(each, dict)
+        and is_id(each.get("image_id"))
+        and is_id(each.get("category_id"))
+        and is_number(each.get("score"))
+        and not {"bbox", "segmentation"}.isdisjoint(each)
+    )
+
+
+def _check_known(path: str | os.PathLike, results: list[dict], truth: COCO) -> None:
     for key, known, what in (
         ("image_id", truth.imgs, "images"),
         ("category_id", truth.cats, "categories"),
@@ -101,13 +106,15 @@ def _check(path: str | os.PathLike, results: Any, truth: COCO) -> None:
             )
 
 
-def _match_files(path: str | os.PathLike, images: Any, truth: COCO) -> dict[int, int]:
+def _match_files(path: str | os.PathLike, images: list, truth: COCO) -> dict[int, int]:
     """Ids in the results to ids in the ground truth, whose file names may leave a folder out."""
     by_name: dict[str, list[dict]] = {}
     for image in truth.imgs.values():
         by_name.setdefault(os.path.basename(image["file_name"]), []).append(image)
     ids = {}
-    for image in images if isinstance(images, list) else []:
+    for image in images:
+        if not isinstance(image, dict) or not is_id(image.get("id")):
+            raise InputError(f"{path}: an image is no object with an id: {image!r}")
         full = "/" + str(image.get("file_name")).replace(os.sep, "/")
         same = by_name.get(os.path.basename(full), [])
         fitting = [each for each in same if full.endswith("/" + each["file_name"].lstrip("/"))]

@@ -116,7 +116,7 @@ def read_weights(
         return {key: as_dtype(tensor, dtype) for key, tensor in state.items()}, info
     state, info = read_timm_file(path, tensors, network, published)
     if not info.network and network is None:
-        raise InputError(f"{name_or_path} fits several networks; say which: network=")
+        raise InputError(f"{name_or_path} fits several networks; say which: network= (--network)")
     if info.license:
         logger.warning("%s: licence %s", name or path, info.license)
     return state, info
