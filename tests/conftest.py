@@ -73,6 +73,12 @@ def _skip_without_peers(report, path):
     return report
 
 
+def pytest_collection_finish():
+    """What the imports have made stays: the collector need not look at it after every test."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_logfinish():
     """Gives memory back: a worker lives for minutes, and what it has freed stays its own."""
     global _kept

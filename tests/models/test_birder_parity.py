@@ -89,7 +89,7 @@ def test_names_are_those_of_the_issue():
         ("rope_vit_t14", (336, 448)),
         ("rope_vit_reg1_s16", (336, 448)),
         pytest.param("rope_vit_reg1_s16", (224, 224), marks=pytest.mark.slow),
-        ("rope_vit_m16", (224, 224)),
+        pytest.param("rope_vit_m16", (224, 224), marks=pytest.mark.slow),
         pytest.param("rope_vit_m16", (336, 448), marks=pytest.mark.slow),
     ],
 )

@@ -29,6 +29,7 @@ PUBLISHED = {
     "rope_vit_s14_swiglu_avg": 224,
 }
 NUM_CLASSES = 11
+_LARGE = ("rope_i_vit_l14_pn_aps_c1", "rope_i_vit_reg1_b16_pn_npn_avg_c1")
 
 
 def _pair(name, *, num_layers=None):
@@ -72,7 +73,14 @@ def test_keys_shapes_and_drop_path_are_birders(name):
     assert [block.drop_path.p for block in ours.encoder.block] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # The slow ones have the parts of a smaller one.
+        pytest.param(name, marks=pytest.mark.slow) if name in _LARGE else name
+        for name in PUBLISHED
+    ],
+)
 def test_first_blocks_equal_birder(name):
     """Two of the blocks, which are all alike; everything else is whole."""
     ours, oracle = _pair(name, num_layers=2)
