@@ -79,6 +79,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries report at the end what they take for leaks
+
+
 def pytest_runtest_logfinish():
     """Gives memory back: a worker lives for minutes, and what it has freed stays its own."""
     global _kept
