@@ -42,7 +42,7 @@ def argument_parser(
     add("--num-gpus", type=int, default=1, help="of each machine (default: 1)")
     add("--num-machines", type=int, default=1, help="in all (default: 1)")
     add("--machine-rank", type=int, default=0, help="of this machine among them, from 0")
-    # The port is always the same for a user, so that a process left over is noticed.
+    # Detectron2's default, of a port for each user; on one machine `launch` takes a free one.
     user = os.getuid() if sys.platform != "win32" else 1
     port = 2**15 + 2**14 + hash(user) % 2**14
     add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="where the processes meet")
