@@ -208,6 +208,11 @@ def test_freeze_stops_stem_tokens_positions_and_first_blocks():
 @pytest.mark.parametrize("kwargs", [{}, {"window_size": 16}, {"tile_pos_embed": True}])
 def test_on_a_gpu_all_stays_there_and_the_host_never_waits(monkeypatch, kwargs, training):
     """Fake tensors have the rules of a GPU, and no values that a host could wait for."""
+    try:
+        with FakeTensorMode():
+            torch.empty(1, device="cuda").uniform_()
+    except RuntimeError:
+        pytest.skip("this torch, such as 2.8, draws no random numbers on a GPU that is not there")
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # it waits
     with FakeTensorMode(), torch.device("cuda"):
         model = create_model("rope_vit_reg4_m14", patch_stride=16, num_classes=3, **kwargs)
