@@ -92,6 +92,8 @@ def complete_coco(content: Mapping[str, Any], source: str | os.PathLike) -> dict
         sizes: dict[Any, tuple[Any, Any]] = {
             each["id"]: (each.get("height"), each.get("width")) for each in images
         }
+        # What pycocotools and Detectron2 read of categories, without a word on what they lack.
+        dict.fromkeys((each["id"], each["name"]) for each in content["categories"])
         done = {**content, "images": images}
         if "annotations" in content:
             done["annotations"] = [

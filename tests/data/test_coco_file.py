@@ -117,6 +117,14 @@ def test_sizes_areas_and_crowds_are_completed(area):
         complete_coco(content, "x.json")
 
 
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("entry", [7, "x", None, {}, {"id": [1]}])
+def test_entries_that_are_none_are_named_with_their_file(key, entry):
+    content = {"images": [], "annotations": [], "categories": []} | {key: [entry]}
+    with pytest.raises(InputError, match=r"^x\.json is not COCO instance annotation: "):
+        complete_coco(content, "x.json")
+
+
 def test_dicts_are_cleaned(records):
     records[0] |= {"height": 60.0, "image_id": np.int64(5)}
     bad = {"bbox": [1, 1, 5, 5], "bbox_mode": 0, "category_id": 0, "segmentation": [[1, 1, 2, 2]]}
