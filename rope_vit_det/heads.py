@@ -1,8 +1,9 @@
 """Parts of Detectron2's detectors with the same parameters and values, in less time on GPUs.
 
-A config chooses them by name: MODEL.PROPOSAL_GENERATOR.NAME "FastRPN", MODEL.ROI_BOX_HEAD.NAME
-"FastBoxHead", MODEL.ROI_MASK_HEAD.NAME "FastMaskHead", and "FastLN" as the norm of these heads and
-of our pyramids.
+A config chooses them by name: MODEL.PROPOSAL_GENERATOR.NAME "FastRPN", MODEL.ROI_HEADS.NAME
+"FastROIHeads" or "FastCascadeROIHeads", MODEL.ROI_BOX_HEAD.NAME "FastBoxHead",
+MODEL.ROI_MASK_HEAD.NAME "FastMaskHead", and "FastLN" as the norm of these heads and of our
+pyramids.
 """
 
 from collections.abc import Callable
@@ -15,16 +16,23 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.layers.batch_norm import LayerNorm
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    CascadeROIHeads,
     FastRCNNConvFCHead,
     MaskRCNNConvUpsampleHead,
+    StandardROIHeads,
 )
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .layers.graphs import is_building_graph
 
@@ -106,6 +114,36 @@ class FastPolygonMasks(PolygonMasks):
 class FastRPN(RPN):
     """Detectron2's :class:`RPN`, for all images of a batch at once where they are on a GPU."""
 
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`RPN.label_and_sample_anchors`, which serves on the CPU."""
+        on_gpu = anchors[0].device.type == "cuda"
+        label = self.label_together if on_gpu else super().label_and_sample_anchors
+        return label(anchors, gt_instances)
+
+    @torch.no_grad()
+    def label_together(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """:meth:`label_and_sample_anchors`, for which the host waits nowhere."""
+        places = Boxes.cat(anchors)
+        targets, there = _padded([each.gt_boxes.tensor for each in gt_instances])
+        boxes = places.tensor.expand(len(targets), -1, -1)
+        matches, labels = match(self.anchor_matcher, targets, there, boxes)
+        if self.anchor_boundary_thresh >= 0:
+            sizes = [each.image_size for each in gt_instances]
+            inside = [places.inside_box(size, self.anchor_boundary_thresh) for size in sizes]
+            labels.masked_fill_(~torch.stack(inside), -1)
+        fractions = (self.batch_size_per_image, self.positive_fraction)
+        positive, negative = sample(labels == 1, labels == 0, *fractions)
+        labels.fill_(-1)
+        for (chosen, count), label in ((negative, 0), (positive, 1)):
+            before = labels.gather(1, chosen)
+            labels.scatter_(1, chosen, before.masked_fill(_first(count, chosen.shape[1]), label))
+        matched = targets.gather(1, matches[..., None].expand(-1, -1, 4))
+        return list(labels), list(matched)
+
     def losses(
         self,
         anchors: list[Boxes],
@@ -170,7 +208,8 @@ class FastRPN(RPN):
         boxes = self.box2box_transform.apply_deltas(*(x.flatten(0, 2) for x in (moved, origins)))
         boxes, scores = boxes.view_as(origins), scores[..., 0]
         finite = boxes.isfinite().all(-1) & scores.isfinite()  # (N, L, k)
-        limits = boxes.new_tensor(image_sizes)[:, None, None].flip(-1).repeat(1, 1, 1, 2)
+        limits = torch.tensor(image_sizes).to(boxes, non_blocking=True)  # (N, 2)
+        limits = limits[:, None, None].flip(-1).repeat(1, 1, 1, 2)
         boxes = torch.minimum(boxes.clamp(min=0), limits)
         valid = finite & (boxes[..., 2:] - boxes[..., :2] > self.min_box_size).all(-1)
         kept = suppress(boxes.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh).view_as(valid)
@@ -188,6 +227,143 @@ class FastRPN(RPN):
             )
             for i, (size, count) in enumerate(zip(image_sizes, counts, strict=True))
         ]
+
+
+class _LabelsTogether(StandardROIHeads):
+    """Heads that label the proposals of all images of a batch at once where they are on a GPU."""
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """See :meth:`ROIHeads.label_and_sample_proposals`, which serves on the CPU."""
+        on_gpu = proposals[0].proposal_boxes.device.type == "cuda"
+        label = self.label_together if on_gpu else super().label_and_sample_proposals
+        return label(proposals, targets)
+
+    @torch.no_grad()
+    def label_together(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """:meth:`label_and_sample_proposals`, for which the host waits once."""
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        boxes, are_boxes = _padded([each.proposal_boxes.tensor for each in proposals])
+        gt_boxes, are_objects = _padded([each.gt_boxes.tensor for each in targets])
+        gt_classes, _ = _padded([each.gt_classes for each in targets])
+        matches, labels = match(self.proposal_matcher, gt_boxes, are_objects, boxes)
+        labels.masked_fill_(~are_objects.any(1, keepdim=True), 0)  # an image without objects
+        classes = gt_classes.gather(1, matches).masked_fill_(labels == 0, self.num_classes)
+        classes.masked_fill_((labels == -1) | ~are_boxes, -1)
+        is_background = classes == self.num_classes
+        fractions = (self.batch_size_per_image, self.positive_fraction)
+        positive, negative = sample((classes >= 0) & ~is_background, is_background, *fractions)
+        chosen, counts = (torch.cat(parts, dim=1) for parts in zip(positive, negative, strict=True))
+        found = matches.gather(1, chosen)
+        start = positive[0].shape[1]  # of the negative ones
+        labelled = []
+        on_host = torch.cat((counts, found), dim=1).tolist()
+        for i, (p, n, *matched) in enumerate(on_host):
+            picked, target = (
+                torch.cat((x[i, :p], x[i, start : start + n])) for x in (chosen, found)
+            )
+            each = proposals[i][picked]
+            each.gt_classes = classes[i, picked]
+            fields = targets[i].get_fields().items() if len(targets[i]) else ()
+            for name, value in fields:
+                if name.startswith("gt_") and not each.has(name):
+                    if type(value) is PolygonMasks:  # which lie on the host
+                        rows = matched[:p] + matched[start : start + n]
+                        each.set(name, FastPolygonMasks([value.polygons[row] for row in rows]))
+                    else:
+                        each.set(name, value[target])
+            labelled.append(each)
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", np.mean([row[0] for row in on_host]))
+        storage.put_scalar("roi_head/num_bg_samples", np.mean([row[1] for row in on_host]))
+        return labelled
+
+
+@ROI_HEADS_REGISTRY.register()
+class FastROIHeads(_LabelsTogether):
+    """Detectron2's :class:`StandardROIHeads`, which labels a batch at once on a GPU."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class FastCascadeROIHeads(_LabelsTogether, CascadeROIHeads):
+    """Detectron2's :class:`CascadeROIHeads`, which labels a batch at once on a GPU."""
+
+
+def _first(count: Tensor, size: int) -> Tensor:
+    """(N, size), true for as many leading places as the counts, (N, 1), say."""
+    return torch.arange(size, device=count.device) < count
+
+
+def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """N tensors (n, …) as one (N, most, …), most at least 1; and (N, most), what is not padding."""
+    most = max(1, *(len(row) for row in rows))
+    counts = torch.tensor([[len(row)] for row in rows]).to(rows[0].device, non_blocking=True)
+    padded = pad_sequence([*rows, rows[0].new_empty(most, *rows[0].shape[1:])], batch_first=True)
+    return padded[:-1], _first(counts, most)
+
+
+def match(matcher: Matcher, targets: Tensor, there: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Detectron2's :class:`Matcher` on the overlaps of several images at once.
+
+    Args:
+        matcher: whose thresholds and labels they are.
+        targets: (N, n, 4).
+        there: (N, n), whether a target is one; an image may have none.
+        boxes: (N, m, 4), to match with them.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, m), the target that a box overlaps most, and its label.
+    """
+    size = max(1, _MAX_PAIRS // (targets.shape[1] * boxes.shape[1]))
+    parts = zip(targets.split(size), there.split(size), boxes.split(size), strict=True)
+    found = [retry_if_cuda_oom(_match)(matcher, *part) for part in parts]
+    matches, labels = (torch.cat(each).to(boxes.device) for each in zip(*found, strict=True))
+    return matches, labels
+
+
+def _match(
+    matcher: Matcher, targets: Tensor, there: Tensor, boxes: Tensor
+) -> tuple[Tensor, Tensor]:
+    shared, union = _shared_and_union(targets, boxes)
+    overlaps = torch.where(shared > 0, shared / union, 0).masked_fill_(~there[..., None], -1)
+    best, matches = overlaps.max(dim=1)
+    labels = torch.ones_like(best, dtype=torch.int8)
+    bounds = zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True)
+    for label, low, high in bounds:
+        labels.masked_fill_((best >= low) & (best < high), label)
+    if matcher.allow_low_quality_matches:
+        is_best = overlaps == overlaps.amax(dim=2, keepdim=True)
+        labels.masked_fill_((is_best & there[..., None]).any(1), 1)
+    return matches, labels
+
+
+def sample(
+    positive: Tensor, negative: Tensor, number: int, fraction: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Detectron2's `subsample_labels` of several images at once.
+
+    Args:
+        positive, negative: (N, m), what there is to choose from.
+        number: of all that are chosen of an image, or fewer where there are not as many.
+        fraction: of these that may be positive.
+
+    Returns:
+        tuple: of the positive and of the negative ones, (N, k) places in random order, and (N, 1)
+        how many of these, the leading ones, are chosen.
+    """
+    order = torch.rand(positive.shape, device=positive.device)
+    found, room = [], torch.full_like(order[:, :1], number, dtype=torch.int64)
+    for each, most in ((positive, int(number * fraction)), (negative, number)):
+        most = min(most, each.shape[1])
+        places = order.masked_fill(~each, 1).topk(most, dim=1, largest=False)[1]
+        count = each.sum(1, keepdim=True).clamp(max=most).clamp(max=room)
+        found.append((places, count))
+        room = number - count
+    return found[0], found[1]
 
 
 def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
@@ -211,17 +387,7 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 
 
 def _suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    # (G, n, n), of which each operation after the first writes over an earlier one
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    width, height = (
-        torch.minimum(end[:, :, None], end[:, None])
-        .sub_(torch.maximum(start[:, :, None], start[:, None]))
-        .clamp_(min=0)
-        for start, end in ((x1, x2), (y1, y2))
-    )
-    shared = width.mul_(height)
-    areas = (x2 - x1) * (y2 - y1)
-    union = torch.add(areas[:, :, None], areas[:, None], out=height).sub_(shared)
+    shared, union = _shared_and_union(boxes, boxes)
     # bf16 for its speed: what counts is whether a sum of ones and zeros is 0
     beats = shared.gt_(union.mul_(threshold)).to(torch.bfloat16).triu_(1)
     kept = valid
@@ -231,3 +397,17 @@ def _suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
             kept = valid & (before.to(beats.dtype)[:, None] @ beats)[:, 0].eq(0)
         if torch.equal(kept, before):
             return kept
+
+
+def _shared_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, n, m), areas of each pair of boxes (N, n, 4) and (N, m, 4), as in `pairwise_iou`."""
+    # Each operation after the first writes over an earlier one.
+    width, height = (
+        torch.minimum(a[:, :, None, i + 2], b[:, None, :, i + 2])
+        .sub_(torch.maximum(a[:, :, None, i], b[:, None, :, i]))
+        .clamp_(min=0)
+        for i in (0, 1)
+    )
+    shared = width.mul_(height)
+    first, second = ((x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1]) for x in (a, b))
+    return shared, torch.add(first[:, :, None], second[:, None], out=height).sub_(shared)

@@ -7,15 +7,18 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers.batch_norm import LayerNorm
 from detectron2.modeling import build_model
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, ImageList, Instances, PolygonMasks
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, ImageList, Instances, PolygonMasks, pairwise_iou
 from detectron2.utils.events import EventStorage
 from helpers import DEMO_CONFIG, relative_difference
 from torchvision.ops import batched_nms
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det import heads as our_heads
-from rope_vit_det.heads import FastLayerNorm, FastPolygonMasks, FastRPN, suppress
+from rope_vit_det.heads import FastLayerNorm, FastPolygonMasks, FastRPN, match, sample, suppress
 
 
 @pytest.fixture
@@ -77,6 +80,7 @@ def test_a_detector_of_our_parts_is_the_one_of_detectron2s():
     theirs = _detector(
         FPN__NORM="LN",
         PROPOSAL_GENERATOR__NAME="RPN",
+        ROI_HEADS__NAME="StandardROIHeads",
         ROI_BOX_HEAD__NAME="FastRCNNConvFCHead",
         ROI_BOX_HEAD__NORM="LN",
         ROI_MASK_HEAD__NAME="MaskRCNNConvUpsampleHead",
@@ -85,7 +89,8 @@ def test_a_detector_of_our_parts_is_the_one_of_detectron2s():
     ours = _detector()
     assert not any(type(module).__module__ == our_heads.__name__ for module in theirs.modules())
     used = {type(m).__name__ for m in ours.modules() if type(m).__module__ == our_heads.__name__}
-    assert used == {"FastRPN", "FastBoxHead", "FastMaskHead", "FastLayerNorm"}
+    names = ("FastRPN", "FastROIHeads", "FastBoxHead", "FastMaskHead", "FastLayerNorm")
+    assert used == set(names)
     assert not any(type(module) is LayerNorm for module in ours.modules())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     image = {"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)}
@@ -261,3 +266,149 @@ def test_a_box_that_is_not_finite(training):
     with torch.no_grad():
         (found,), (oracle,) = rpn.find_proposals(*arguments), RPN.predict_proposals(rpn, *arguments)
     assert len(found) and torch.equal(found.proposal_boxes.tensor, oracle.proposal_boxes.tensor)
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("counts", [(3, 0, 8), (0, 0), (1,)])
+def test_matches_are_detectron2s(monkeypatch, counts, low_quality):
+    monkeypatch.setattr(our_heads, "_MAX_PAIRS", 2 * 8 * 400)  # two images at a time
+    matcher = Matcher([0.3, 0.5], [0, -1, 1], allow_low_quality_matches=low_quality)
+    boxes = torch.stack([_boxes(400, 12, seed=i)[0] for i in range(len(counts))])
+    targets = [boxes[i, :count] + 3 for i, count in enumerate(counts)]
+    if counts[0] == 3:
+        targets[0][2] = torch.tensor([-90.0, -90.0, -80.0, -80.0])  # far from every box
+    padded, there = our_heads._padded(targets)
+    matches, labels = match(matcher, padded, there, boxes)
+    for i, target in enumerate(targets):
+        overlaps = pairwise_iou(Boxes(target), Boxes(boxes[i]))
+        found, expected = matcher(overlaps)
+        assert labels.dtype == expected.dtype and torch.equal(labels[i], expected)
+        near = overlaps.max(dim=0)[0] > 0 if len(target) else torch.zeros(400, dtype=torch.bool)
+        assert torch.equal(matches[i][near], found[near])
+
+
+@pytest.mark.parametrize(("number", "fraction"), [(16, 0.25), (16, 1.0), (64, 0.5), (3, 0.1)])
+def test_samples_are_as_many_as_detectron2s(number, fraction):
+    labels = torch.full((4, 40), -1)
+    labels[0, :10], labels[0, 20:35] = 1, 0
+    labels[1, 5:8] = 1
+    labels[2, 30:] = 0
+    sampled = sample(labels == 1, labels == 0, number, fraction)
+    for row, expected in enumerate(labels):
+        oracle = subsample_labels(expected, number, fraction, 0)
+        for (places, count), label, of in zip(sampled, (1, 0), oracle, strict=True):
+            chosen = places[row, : int(count[row])]
+            assert len(chosen) == len(of) == len(chosen.unique())
+            assert (expected[chosen] == label).all()
+
+
+def test_every_box_is_sampled_as_often_and_in_any_order():
+    draws = 4000
+    positive = torch.zeros(draws, 30, dtype=torch.bool)
+    positive[:, ::3] = True  # 10 of 30
+    sampled = sample(positive, ~positive, 16, 0.25)
+    for (places, count), among, most in zip(sampled, (10, 20), (4, 12), strict=True):
+        assert (count == most).all()
+        # All that are chosen, and the first of them: binomial, within five deviations.
+        for chosen, share in ((places[:, :most], most / among), (places[:, :1], 1 / among)):
+            often = chosen.flatten().bincount(minlength=30)
+            often = often[often > 0]
+            assert len(often) == among
+            bound = 5 * (draws * share * (1 - share)) ** 0.5
+            assert (often - draws * share).abs().max() < bound
+
+
+def _objects(size, count, classes=3):
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.rand(count, 2, generator=generator) * 120
+    boxes = torch.cat((corner, corner + 12 + torch.rand(count, 2, generator=generator) * 60), 1)
+    outlines = [[box[[0, 1, 2, 1, 2, 3]].tolist()] for box in boxes]
+    found = Instances(size, gt_boxes=Boxes(boxes), gt_masks=PolygonMasks(outlines))
+    found.gt_classes = torch.randint(classes, (count,), generator=generator)
+    return found
+
+
+@pytest.mark.parametrize("boundary", [-1, 0])
+def test_anchors_are_labelled_as_by_detectron2(boundary):
+    """All of them, so that nothing is drawn at random."""
+    rpn = _rpn(FastRPN, BATCH_SIZE_PER_IMAGE=10**6, POSITIVE_FRACTION=1.0, BOUNDARY_THRESH=boundary)
+    features = _features(256, 3)
+    anchors = rpn.anchor_generator([features[name] for name in rpn.in_features])
+    targets = [_objects((200, 256), 5), _objects((256, 120), 0), _objects((256, 256), 2)]
+    labels, boxes = rpn.label_together(anchors, targets)
+    expected_labels, expected_boxes = RPN.label_and_sample_anchors(rpn, anchors, targets)
+    assert len(labels) == len(boxes) == 3
+    for found, expected in zip(labels, expected_labels, strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+    assert (labels[0] == 1).any() and (labels[0] == 0).any()
+    for found, expected, label in zip(boxes, expected_boxes, labels, strict=True):
+        assert found.shape == expected.shape
+        assert torch.equal(found[label == 1], expected[label == 1])
+
+
+def _in_order(instances):
+    order = sorted(range(len(instances)), key=lambda i: instances.proposal_boxes.tensor[i].tolist())
+    return instances[torch.tensor(order, dtype=torch.int64)]
+
+
+@pytest.mark.parametrize("kind", ["ROIHeads", "CascadeROIHeads"])
+@pytest.mark.parametrize(("append", "labels"), [(True, [0, 1]), (False, [0, 1]), (True, [-1, 1])])
+def test_proposals_are_labelled_as_by_detectron2(kind, append, labels):
+    """All of them, so that nothing is drawn at random."""
+    heads = _detector(
+        ROI_HEADS__NAME=f"Fast{kind}",
+        ROI_HEADS__BATCH_SIZE_PER_IMAGE=1000,
+        ROI_HEADS__POSITIVE_FRACTION=1.0,
+        ROI_HEADS__PROPOSAL_APPEND_GT=append,
+        ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG=True,
+    ).roi_heads
+    oracle = CascadeROIHeads if kind == "CascadeROIHeads" else StandardROIHeads
+    assert isinstance(heads, oracle)
+    heads.proposal_matcher = Matcher([0.5], labels)
+    size, proposals, targets = (256, 256), [], []
+    for count in (4, 0, 7):
+        targets.append(_objects(size, count))
+        drawn = _boxes(50 + count, 9, seed=count, side=150.0)[0]
+        boxes = torch.cat((drawn, targets[-1].gt_boxes.tensor + 4))
+        logits = torch.randn(len(boxes))
+        proposals.append(Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=logits))
+    results, logged = [], []
+    for label in (heads.label_together, lambda *x: oracle.label_and_sample_proposals(heads, *x)):
+        with EventStorage() as storage:
+            results.append(label(copy.deepcopy(proposals), targets))
+            logged.append({name: value for name, (value, _) in storage.latest().items()})
+    assert logged[0] == logged[1] and logged[0]["roi_head/num_fg_samples"] > 3
+    for found, expected in zip(*results, strict=True):
+        assert found.get_fields().keys() == expected.get_fields().keys()
+        is_object = found.gt_classes < heads.num_classes
+        assert (is_object.long().diff() <= 0).all()  # the positive ones first
+        if found.has("gt_masks"):  # of which each begins in a corner of its box
+            corners = [outlines[0][:2].tolist() for outlines in found.gt_masks.polygons]
+            assert corners == found.gt_boxes.tensor[:, :2].tolist()
+        found, expected = _in_order(found), _in_order(expected)
+        for name in ("proposal_boxes", "objectness_logits", "gt_classes"):
+            pair = (getattr(each.get(name), "tensor", each.get(name)) for each in (found, expected))
+            assert torch.equal(*pair), name
+        found, expected = (each[each.gt_classes < heads.num_classes] for each in (found, expected))
+        if len(found):
+            assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor)
+            masks = zip(found.gt_masks.polygons, expected.gt_masks.polygons, strict=True)
+            assert all((a[0] == b[0]).all() for a, b in masks)
+
+
+def test_losses_of_labels_that_were_found_together_are_detectron2s():
+    settings = dict(RPN__BATCH_SIZE_PER_IMAGE=10**5, ROI_HEADS__BATCH_SIZE_PER_IMAGE=10**4)
+    ours = _detector(RPN__POSITIVE_FRACTION=1.0, ROI_HEADS__POSITIVE_FRACTION=1.0, **settings)
+    theirs = copy.deepcopy(ours)
+    for part, name in (
+        (ours.proposal_generator, "label_and_sample_anchors"),
+        (ours.roi_heads, "label_and_sample_proposals"),
+    ):
+        setattr(part, name, part.label_together)
+    pixels = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8)
+    images = [{"image": pixels, "instances": _objects((256, 256), n)} for n in (4, 0)]
+    with EventStorage():
+        found, expected = (detector(images) for detector in (ours, theirs))
+    assert found.keys() == expected.keys()
+    for name, loss in found.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name

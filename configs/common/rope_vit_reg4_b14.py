@@ -5,7 +5,14 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
 from rope_vit_det import RoPEViTPyramid, create_backbone
-from rope_vit_det.heads import FastBoxHead, FastLayerNorm, FastMaskHead, FastRPN
+from rope_vit_det.heads import (
+    FastBoxHead,
+    FastCascadeROIHeads,
+    FastLayerNorm,
+    FastMaskHead,
+    FastROIHeads,
+    FastRPN,
+)
 from rope_vit_det.solver.optimizers import parameter_groups
 
 net = L(create_backbone)(
@@ -47,6 +54,7 @@ def with_fast_heads(model):
     """Detectron2's heads of an R-CNN with LayerNorm, faster on GPUs; changes the model."""
     heads = model.roi_heads
     model.proposal_generator._target_ = FastRPN
+    heads._target_ = FastCascadeROIHeads if "box_heads" in heads else FastROIHeads
     for head in heads.box_heads if "box_heads" in heads else [heads.box_head]:
         head._target_, head.conv_norm = FastBoxHead, FastLayerNorm
     heads.mask_head._target_, heads.mask_head.conv_norm = FastMaskHead, FastLayerNorm

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..errors import InputError
-from ..heads import FastMaskHead, FastRPN
+from ..heads import FastCascadeROIHeads, FastMaskHead, FastROIHeads, FastRPN
 
 # By the names that Detectron2 gives the parts. Of a subclass nobody knows what it does otherwise;
 # layers of backbones and heads are free.
@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "": (GeneralizedRCNN, RetinaNet, FCOS),
     "proposal_generator": (RPN, FastRPN),
     "anchor_generator": (DefaultAnchorGenerator,),
-    "roi_heads": (StandardROIHeads, CascadeROIHeads),
+    "roi_heads": (StandardROIHeads, CascadeROIHeads, FastROIHeads, FastCascadeROIHeads),
     "box_predictor": (FastRCNNOutputLayers, nn.ModuleList),
     "level_poolers": (ROIAlign, nn.ModuleList),
 }
