@@ -1,5 +1,6 @@
 """Detectors on a GPU: a step in half precision, TTA, a training, its kill, its export."""
 
+import copy
 import json
 import os
 import signal
@@ -55,6 +56,25 @@ def test_augmentation_finds_what_it_finds_on_the_cpu(cfg, exact):
     masks = [(each.pred_masks.float().mean(), each.pred_masks.shape) for each in (found, expected)]
     assert masks[0][1] == masks[1][1] == (30, 200, 270)
     assert abs(masks[0][0] - masks[1][0]) < 0.01
+
+
+def test_losses_are_those_of_detectron2s_parts(cfg, exact):
+    """Of all anchors and proposals, so that nothing is drawn at random."""
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 10**5
+    cfg.MODEL.RPN.POSITIVE_FRACTION = cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    images = [detector_input(*size) for size in ((128, 192), (160, 96))]
+    images[1]["instances"] = images[1]["instances"][:0]
+    theirs = build_model(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "FastRPN"
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_MASK_HEAD.NAME = "FastROIHeads", "FastMaskHead"
+    ours = build_model(cfg)
+    ours.load_state_dict(theirs.state_dict())
+    with EventStorage():
+        found, expected = (each.train()(copy.deepcopy(images)) for each in (ours, theirs))
+    assert found.keys() == expected.keys()
+    # A pair of boxes at the threshold of NMS may fall either way.
+    for name, loss in expected.items():
+        assert found[name].item() == pytest.approx(loss.item(), rel=1e-2), name
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
