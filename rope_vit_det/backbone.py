@@ -247,6 +247,8 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
     not_arguments = ("LORA", "CHECK_WEIGHTS")
     arguments = {k.lower(): v for k, v in options.items() if k not in not_arguments}
     arguments |= {f"lora_{key.lower()}": value for key, value in options.LORA.items()}
+    if cfg.MODEL.DEVICE == "cpu" and options.COMPILE is True:
+        arguments["compile"] = False
     try:
         net = create_backbone(**arguments)
     except ArgumentError as error:

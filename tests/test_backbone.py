@@ -8,11 +8,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
-from helpers import detector_input, relative_difference
+from helpers import DEMO_CONFIG, detector_input, relative_difference
 
 from rope_vit_det import add_rope_vit_config
 from rope_vit_det.errors import InputError
 from rope_vit_det.pyramids import check_features, uses_all_parameters
+
+RECIPE = (
+    DEMO_CONFIG.parent / "COCO-InstanceSegmentation" / "mask_rcnn_rope_vit_reg4_b14_100ep_lsj.yaml"
+)
 
 
 def test_pyramid_has_p2_to_p6(detector_cfg):
@@ -226,6 +230,18 @@ def test_every_backbone_checks_before_it_reads(detector_cfg, name, spoil, messag
     spoil(detector_cfg.MODEL)
     with pytest.raises(InputError, match=message):
         build_backbone(detector_cfg)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "compiles"),
+    [(RECIPE, "cuda", True), (RECIPE, "cpu", False), (DEMO_CONFIG, "cuda", False)],
+)
+def test_recipes_compile_on_gpus_alone(recipe, device, compiles):
+    cfg = get_cfg()
+    add_rope_vit_config(cfg)
+    cfg.merge_from_file(str(recipe))
+    cfg.MODEL.ROPE_VIT.NAME, cfg.MODEL.DEVICE = "rope_vit_reg4_demo16", device
+    assert build_backbone(cfg).net.compiled is compiles
 
 
 @pytest.mark.parametrize("value", ["336", "[336, 224]", "None"])

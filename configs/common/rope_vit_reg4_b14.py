@@ -25,6 +25,7 @@ net = L(create_backbone)(
     drop_path_rate=None,
     freeze_blocks=0,
     activation_checkpoint=False,
+    compile=torch.cuda.is_available(),
 )
 
 # p2 to p6 (ViTDet, arXiv 2203.16527, section 3)

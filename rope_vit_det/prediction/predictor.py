@@ -70,7 +70,8 @@ class Predictor:
             config_or_dir: a yaml config, or the OUTPUT_DIR of a training.
             weights: a checkpoint; None: of a folder, model_best.pth, else model_final.pth, else the
                 last; of a config, what it names.
-            opts: KEY VALUE pairs over the config, but for what an argument says.
+            opts: KEY VALUE pairs over the config, but for what an argument says. The config's
+                COMPILE is not obeyed: MODEL.ROPE_VIT.COMPILE True is asked for here.
             threshold: least score of a detection.
             categories: a COCO file with the classes, for a checkpoint that does not hold them.
             device: None: the GPU where there is one, else the CPU.
@@ -89,6 +90,8 @@ class Predictor:
         cfg = read_detector_config(config_or_dir, weights, opts, threshold, _SETTLED)
         self.device = find_device(device)
         cfg.MODEL.DEVICE = str(self.device)
+        # The first images of every size would wait for it, longer than most inputs take.
+        cfg.MODEL.ROPE_VIT.COMPILE &= "MODEL.ROPE_VIT.COMPILE" in opts
         _check(cfg, tta)
         cfg.TEST.SLICE.ENABLED = slice_side is not None
         if slice_side is not None:

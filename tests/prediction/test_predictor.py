@@ -282,3 +282,16 @@ def test_a_large_image_is_looked_at_whole_but_reduced(predictor):
         assert mask_util.area(result["segmentation"]) == mask.sum()
     picture = draw_picture(image, found, predictor.metadata)
     assert picture.shape == (1600, 1067, 3)
+
+
+def test_nothing_is_compiled_unless_it_is_asked_for(trained_folder, tmp_path):
+    """A detector of a recipe, whose first images would wait for the compiler on a GPU."""
+    folder = shutil.copytree(trained_folder, tmp_path / "compiles")
+    file = folder / "config.yaml"
+    text = file.read_text()
+    assert "COMPILE: false" in text
+    file.write_text(text.replace("COMPILE: false", "COMPILE: true"))
+    opts = ("MODEL.ROPE_VIT.COMPILE", "True")
+    for source, given, expected in ((folder, (), False), (trained_folder, opts, True)):
+        predictor = rope_vit_det.Predictor(source, device="cpu", opts=given)
+        assert predictor.cfg.MODEL.ROPE_VIT.COMPILE is expected

@@ -68,7 +68,7 @@ def test_every_part_is_rehearsed(tmp_path):
         assert not result.get("failed") and not result.get("absent")
         for each in result["measurements"]:
             assert each.get("median_s", 1) > 0 and each.get("images_per_s", 1) > 0
-    coco, demo = results["training"]["measurements"]
+    (coco,), (demo,) = (results[name]["measurements"] for name in ("training", "demo"))
     assert coco["hours_of_coco_1x"] == pytest.approx(400 / coco["images_per_s"])
     assert coco["finished"] and demo["finished"] and coco["iterations"] == 6
     assert results["predict"]["measurements"][0]["detections"] > 0
