@@ -1,0 +1,89 @@
+"""COMPILE's graphs for a GPU, made without one: over a CUDA runtime whose calls do nothing.
+
+What the kernels compute is for tests/gpu; that they can be generated and compiled, are fewer, and
+that the host waits for none of them, is for here. On torch 2.11 this runtime met the failure that
+one graph of all blocks had met on an H200.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+STAND_IN = Path(__file__).parents[1] / "support" / "cuda_stand_in.c"
+SCRIPT = """
+import ctypes, json, torch
+from torch._dynamo.utils import counters
+from rope_vit_det import create_model
+
+counts = [ctypes.c_long.in_dll(ctypes.CDLL("libcuda.so.1"), x) for x in ("launches", "waits")]
+torch.backends.cudnn.enabled = False
+torch.backends.cuda.enable_cudnn_sdp(False)
+found = {}
+for compiled in (False, True):
+    windows = dict(window_size=4, global_blocks=[1])
+    net = create_model("rope_vit_reg4_demo16", features_only=True, compile=compiled, **windows)
+    net.cuda()
+    for mode, (h, w) in (("training", (96, 128)), ("training", (96, 160)), ("inference", (80, 96))):
+        net.train(mode == "training")
+        for _ in range(2):  # the second time, all is compiled
+            for count in counts:
+                count.value = 0
+            with torch.set_grad_enabled(net.training), torch.autocast("cuda", torch.bfloat16):
+                y = net.detection_features(torch.empty(2, 3, h, w, device="cuda"))
+            if net.training:
+                y["neck"].float().sum().backward()
+            found[f"{mode} {w} {compiled}"] = [count.value for count in counts]
+found["graphs"] = counters["stats"]["unique_graphs"]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_gpu(tmp_path_factory):
+    """The environment of a process that takes this machine for one with a GPU."""
+    found = importlib.util.find_spec("triton")
+    if torch.cuda.is_available() or found is None or not shutil.which("gcc"):
+        pytest.skip("for machines without a GPU, with Triton and gcc")
+    if not (torch.version.cuda or "").startswith("13"):
+        pytest.skip(f"stands in for CUDA 13; this torch is built with {torch.version.cuda}")
+    nvidia = Path(found.submodule_search_locations[0]) / "backends" / "nvidia"
+    source = STAND_IN.read_text()
+    # What else Triton's own driver links.
+    linked = "".join(path.read_text() for path in nvidia.glob("driver.*"))
+    names = set(re.findall(r"\bcu[A-Z]\w+", linked)) - set(re.findall(r"\bcu[A-Z]\w+", source))
+    folder = tmp_path_factory.mktemp("cuda")
+    (folder / "all.c").write_text(
+        source + "".join(f"DOES_NOTHING({name})\n" for name in sorted(names) if name[-2:] != "_t")
+    )
+    library = folder / "libcuda.so.1"
+    command = ["gcc", "-shared", "-fPIC", "-w", "-I", nvidia / "include", "-o", library]
+    subprocess.run([*command, "-Wl,-soname,libcuda.so.1", folder / "all.c"], check=True)
+    more = {"LD_PRELOAD": library, "LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder}
+    more |= {"TORCHINDUCTOR_CACHE_DIR": folder / "inductor", "TRITON_CACHE_DIR": folder / "triton"}
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "0", **{k: str(v) for k, v in more.items()}}
+
+
+@pytest.mark.slow
+def test_graphs_for_gpus_are_compiled_and_launch_less(without_gpu):
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        env=without_gpu,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    found = json.loads(answer.stdout.splitlines()[-1])
+    assert found.pop("graphs") == 6  # of each: with windows and without
+    for key in ("training 128", "training 160", "inference 96"):
+        (eager, waited), (compiled, waited_too) = (found[f"{key} {x}"] for x in (False, True))
+        assert 0 < compiled < eager, (key, compiled, eager)
+        assert waited == waited_too == 0, key
