@@ -247,7 +247,7 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
     not_arguments = ("LORA", "CHECK_WEIGHTS")
     arguments = {k.lower(): v for k, v in options.items() if k not in not_arguments}
     arguments |= {f"lora_{key.lower()}": value for key, value in options.LORA.items()}
-    if cfg.MODEL.DEVICE == "cpu" and options.COMPILE is True:
+    if options.COMPILE is True and not cfg.MODEL.DEVICE.startswith("cuda"):
         arguments["compile"] = False
     try:
         net = create_backbone(**arguments)

@@ -321,7 +321,10 @@ def match(matcher: Matcher, targets: Tensor, there: Tensor, boxes: Tensor) -> tu
     size = max(1, _MAX_PAIRS // (targets.shape[1] * boxes.shape[1]))
     parts = zip(targets.split(size), there.split(size), boxes.split(size), strict=True)
     found = [retry_if_cuda_oom(_match)(matcher, *part) for part in parts]
-    matches, labels = (torch.cat(each).to(boxes.device) for each in zip(*found, strict=True))
+    # A part for which the GPU's memory did not suffice comes from the CPU.
+    matches, labels = (
+        torch.cat([part.to(boxes.device) for part in parts]) for parts in zip(*found, strict=True)
+    )
     return matches, labels
 
 

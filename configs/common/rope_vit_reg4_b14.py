@@ -25,7 +25,7 @@ net = L(create_backbone)(
     drop_path_rate=None,
     freeze_blocks=0,
     activation_checkpoint=False,
-    compile=torch.cuda.is_available(),
+    compile=torch.cuda.device_count() > 0,
 )
 
 # p2 to p6 (ViTDet, arXiv 2203.16527, section 3)

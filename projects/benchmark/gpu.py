@@ -157,7 +157,7 @@ def training(device: str, dry_run: bool) -> Result:
             opts += [*TINY, *TINY_IMAGES, "SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "2"]
             opts += ["SOLVER.REFERENCE_WORLD_SIZE", "0"]
         iterations = 6 if dry_run else 40  # the first three are not timed
-        limit = PART_LIMIT - 25  # for this part's own start, and a checkpoint at the end
+        limit = PART_LIMIT - 30  # for this part's own start, and a checkpoint at the end
         arguments = [*own, "--no-rehearsal"]
         coco = _train(work, recipe, "coco", iterations, limit, device, arguments, opts)
         coco["of"] = "one GPU"
