@@ -23,6 +23,7 @@ from .config.keys import (
 )
 from .config.use import as_arguments, compared_settings, disagreement, settings_for
 from .errors import InputError
+from .layers.graphs import ReplayedInference
 from .models import RoPEViT, create_model
 from .pyramids import FeatureShapes, levels_read, pyramid_for_heads
 from .utils.arguments import ArgumentError, check_argument
@@ -130,9 +131,12 @@ class RoPEViTNeck(Backbone):
     def __init__(self, net: RoPEViTBackbone) -> None:
         super().__init__()
         self.net = net
+        self._replayed = ReplayedInference()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W) to {"neck": (N, hidden_dim, H / stride, W / stride)}."""
+        if self.net.compiled:
+            return self._replayed(self, self.net, x, self.net.pt_grid_size)
         return self.net(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -162,6 +166,7 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
         super().__init__(*args, **kwargs)
         self._out_features: list[str]
         self.stages: list[nn.Module]
+        self._replayed = ReplayedInference()
         if out_features is None:
             return
         wanted = {f"p{name[-1]}": name for name in out_features}
@@ -173,6 +178,12 @@ class RoPEViTPyramid(SimpleFeaturePyramid):
             values = getattr(self, shapes)
             setattr(self, shapes, {name: values[level] for level, name in wanted.items()})
         self._out_features = list(wanted.values())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W), H and W multiples of 32, to the levels by name."""
+        if getattr(self.net, "compiled", False):  # it may be another backbone
+            return self._replayed(self, super().forward, x, self.net.pt_grid_size)
+        return super().forward(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return FeatureShapes(super().output_shape())

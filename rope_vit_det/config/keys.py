@@ -76,8 +76,9 @@ def add_rope_vit_config(cfg: CfgNode) -> None:
     net.ACTIVATION_CHECKPOINT = False
     # Run the blocks through `torch.compile`, in training and inference: the same result, after a
     # minute of compiling for each graph. Without windows, all image sizes share one graph; with
-    # them, there are a few, whatever the number of sizes. On GPUs alone: on the CPU our own
-    # kernels, which a graph cannot hold, are faster, and nothing is compiled.
+    # them, there are a few, whatever the number of sizes. Inference at sizes that repeat becomes
+    # CUDA graphs. On GPUs alone: on the CPU our own kernels, which a graph cannot hold, are
+    # faster, and nothing is compiled.
     net.COMPILE = False
     # Where birder's weights in MODEL.WEIGHTS were trained with other pixel statistics, channel
     # order or grid than this config has, our tools refuse to start and other scripts log a warning.

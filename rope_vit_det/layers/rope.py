@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .graphs import is_building_graph
+from .graphs import is_building_graph, is_capturing
 from .windows import to_windows
 
 Rotation = Literal["halves", "interleaved"]
@@ -107,10 +107,15 @@ class RotaryEmbedding2D(nn.Module):
         key = (grid, window, windowed_order, pt_grid_size, num_special_tokens, device, dtype)
         if scale is not None or is_building_graph():  # good for one forward pass
             return self._build(*key, scale)
-        if key not in self._tables:
+        # A CUDA graph reads no table that may be forgotten; its own has values when it is replayed.
+        is_remembered = not is_capturing(device)
+        if key not in self._tables or not is_remembered:
             # A table built under inference_mode could not be used by a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                self._tables[key] = self._build(*key)
+                table = self._build(*key)
+            if not is_remembered:
+                return table
+            self._tables[key] = table
             self._forget_oldest()
         self._tables.move_to_end(key)
         return self._tables[key]

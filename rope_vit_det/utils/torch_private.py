@@ -36,6 +36,11 @@ def are_watched(modules: Iterable[nn.Module]) -> bool:
     )
 
 
+def are_operations_watched() -> bool:
+    """Whether a mode is at work that sees every operation, such as a counter of FLOPs."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` (grad, vmap, …) is at work."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -15,7 +15,7 @@ import torch
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
-from helpers import REHEARSED, detector_input, move_off_initial_values
+from helpers import REHEARSED, detector_input, move_off_initial_values, relative_difference
 
 from rope_vit_det.engine.train_step import build_train_step
 from rope_vit_det.prediction import Predictor
@@ -75,6 +75,47 @@ def test_losses_are_those_of_detectron2s_parts(cfg, exact):
     # A pair of boxes at the threshold of NMS may fall either way.
     for name, loss in expected.items():
         assert found[name].item() == pytest.approx(loss.item(), rel=1e-2), name
+
+
+def test_sizes_that_repeat_give_what_they_gave(cfg, exact):
+    """CUDA graphs of several sizes by turns; with weights that change, and training in between."""
+    cfg.MODEL.ROPE_VIT.COMPILE = True
+    model = move_off_initial_values(build_model(cfg)).eval()
+    plain = copy.deepcopy(model).backbone
+    plain.net.compiled = False
+    images = [
+        torch.randn(n, 3, *size, device=model.device)
+        for n, size in ((1, (128, 192)), (1, (96, 160)), (2, (128, 192)))
+    ]
+
+    def compare(bound=1e-4, autocast=False):
+        enabled = torch.autocast(model.device.type, torch.bfloat16, enabled=autocast)
+        for _ in range(3):
+            found = []
+            for x in images:
+                with torch.no_grad(), enabled:
+                    found.append((model.backbone(x + 1), plain(x + 1)))
+            for ours, expected in found:  # after the others have been replayed
+                assert ours.keys() == expected.keys()
+                for name, y in expected.items():
+                    assert relative_difference(ours[name].float(), y.float()) < bound, name
+
+    compare()
+    compare(0.1, autocast=True)
+    captured = [each for each in model.backbone._replayed._graphs.values() if each]
+    assert len(captured) == (0 if REHEARSED else 2 * len(images))
+    for each in (model.backbone, plain):  # where they lie, as a training and an average do
+        with torch.no_grad():
+            each.net.conv_proj.weight.mul_(1.1)
+    compare()
+    with EventStorage():
+        model.train()([detector_input(128, 192)])
+    assert not model.backbone._replayed._graphs
+    model.eval()
+    for each in (model.backbone, plain):
+        each.load_state_dict({k: v * 1.1 for k, v in each.state_dict().items()}, assign=True)
+        each.net.pt_grid_size = (6, 6)
+    compare()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

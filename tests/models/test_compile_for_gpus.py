@@ -1,5 +1,7 @@
 """COMPILE's graphs for a GPU, made without one: over a CUDA runtime whose calls do nothing.
 
+As on a GPU, a CUDA graph cannot be captured where the host waits or copies from its memory.
+
 What the kernels compute is for tests/gpu; that they can be generated and compiled, are fewer, and
 that the host waits for none of them, is for here. On torch 2.11 this runtime met the failure that
 one graph of all blocks had met on an H200.
@@ -18,15 +20,19 @@ import pytest
 import torch
 
 STAND_IN = Path(__file__).parents[1] / "support" / "cuda_stand_in.c"
-SCRIPT = """
-import ctypes, json, torch
+START = """
+import ctypes, json, sys, torch
 from torch._dynamo.utils import counters
 from rope_vit_det import create_model
+from rope_vit_det.backbone import RoPEViTNeck, RoPEViTPyramid, create_backbone
 
-counts = [ctypes.c_long.in_dll(ctypes.CDLL("libcuda.so.1"), x) for x in ("launches", "waits")]
+names = ("launches", "waits", "captured")
+counts = [ctypes.c_long.in_dll(ctypes.CDLL("libcuda.so.1"), x) for x in names]
 torch.backends.cudnn.enabled = False
 torch.backends.cuda.enable_cudnn_sdp(False)
 found = {}
+"""
+TRAINING = """
 for compiled in (False, True):
     windows = dict(window_size=4, global_blocks=[1])
     net = create_model("rope_vit_reg4_demo16", features_only=True, compile=compiled, **windows)
@@ -40,8 +46,31 @@ for compiled in (False, True):
                 y = net.detection_features(torch.empty(2, 3, h, w, device="cuda"))
             if net.training:
                 y["neck"].float().sum().backward()
-            found[f"{mode} {w} {compiled}"] = [count.value for count in counts]
+            found[f"{mode} {w} {compiled}"] = [count.value for count in counts[:2]]
 found["graphs"] = counters["stats"]["unique_graphs"]
+print(json.dumps(found))
+"""
+INFERENCE = """
+net = create_backbone("rope_vit_reg4_demo16", window_size=4, global_blocks=[1], compile=True)
+options = dict(in_feature="neck", out_channels=32, scale_factors=(2.0, 1.0), norm="LN")
+pyramid = RoPEViTPyramid(net, **options)
+
+class Waits(torch.nn.Module):
+    def forward(self, x):
+        return x + bool(x.sum())
+
+for name, module in ("neck", RoPEViTNeck(net)), ("pyramid", pyramid), ("waits", RoPEViTNeck(net)):
+    module.cuda().eval()
+    if name == "waits":
+        net.encoder.pre_block.append(Waits())
+    rows = found[name] = []
+    for i, (h, w) in enumerate([(96, 128)] * 3 + [(64, 96)] * 3 + [(96, 128)]):
+        for count in counts:
+            count.value = 0
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            y = module(torch.empty(1, 3, h, w, device="cuda"))
+            assert all(list(each.shape[:1]) == [1] for each in y.values())
+        rows.append([count.value for count in counts])
 print(json.dumps(found))
 """
 
@@ -73,19 +102,38 @@ def without_gpu(tmp_path_factory):
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "0", **{k: str(v) for k, v in more.items()}}
 
 
-@pytest.mark.slow
-def test_graphs_for_gpus_are_compiled_and_launch_less(without_gpu):
+def _run(script, environment):
     answer = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT],
-        env=without_gpu,
+        [sys.executable, "-W", "ignore", "-c", START + script],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
-    found = json.loads(answer.stdout.splitlines()[-1])
+    return json.loads(answer.stdout.splitlines()[-1]), answer.stderr
+
+
+@pytest.mark.slow
+def test_graphs_for_gpus_are_compiled_and_launch_less(without_gpu):
+    found, _ = _run(TRAINING, without_gpu)
     assert found.pop("graphs") == 6  # of each: with windows and without
     for key in ("training 128", "training 160", "inference 96"):
         (eager, waited), (compiled, waited_too) = (found[f"{key} {x}"] for x in (False, True))
         assert 0 < compiled < eager, (key, compiled, eager)
         assert waited == waited_too == 0, key
+
+
+@pytest.mark.slow
+def test_sizes_that_repeat_are_one_launch(without_gpu):
+    found, printed = _run(INFERENCE, without_gpu)
+    for name in ("neck", "pyramid"):
+        rows = found[name]
+        # The first time, the second (captured), the third (replayed); then again.
+        for first, second, third in (rows[:3], rows[3:6]):
+            assert first[0] > 20 and first[2] == 0
+            assert second[2] > 20 and second[0] > 1
+            assert third == [1, 0, 0]
+        assert rows[6] == [1, 0, 0]
+    assert all(launches > 20 for launches, _, _ in found["waits"])
+    assert printed.count("goes on without CUDA graphs") == 1, printed

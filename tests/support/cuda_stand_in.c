@@ -7,12 +7,15 @@
 #include <string.h>
 #include <sys/mman.h>
 
-long launches, waits;
+long launches, waits, captured;
+static void *capturing;  // the stream, while a graph is captured from it
+static int spoilt;       // by what cannot be captured
 
 #define DOES_NOTHING(name) int name() { return 0; }
 #define MAKES_HANDLE(name) int name(void **handle) { *handle = malloc(64); return 0; }
 #define GIVES_INT(name, value) int name(int *x) { *x = value; return 0; }
-#define LAUNCHES(name) int name() { launches++; return 0; }
+#define LAUNCHES(name) int name() { return capturing ? captured++ : launches++, 0; }
+#define WAITS(name) int name() { return waits++, capturing ? spoilt = 900 : 0; }
 
 // Devices
 GIVES_INT(cudaGetDeviceCount, 1)
@@ -65,7 +68,8 @@ DOES_NOTHING(cudaMemset)
 DOES_NOTHING(cudaMemsetAsync)
 int cudaMemGetInfo(size_t *free, size_t *total) { return *free = *total = 140ul << 30, 0; }
 int cudaMemcpyAsync(void *to, const void *from, size_t n, int kind, void *stream) {
-    return kind == cudaMemcpyDeviceToDevice ? 0 : (memcpy(to, from, n), 0);
+    if (kind == cudaMemcpyDeviceToDevice) return 0;
+    return memcpy(to, from, n), capturing ? spoilt = 900 : 0;  // of memory that is not pinned
 }
 int cudaHostAlloc(void **p, size_t n, unsigned flags) { return *p = malloc(n), 0; }
 
@@ -79,13 +83,30 @@ DOES_NOTHING(cudaEventRecord)
 DOES_NOTHING(cudaEventRecordWithFlags)
 DOES_NOTHING(cudaStreamQuery)
 DOES_NOTHING(cudaStreamWaitEvent)
-int cudaStreamSynchronize(void *stream) { return waits++, 0; }
-int cudaDeviceSynchronize(void) { return 0; }
-int cudaEventSynchronize(void *event) { return waits++, 0; }
+WAITS(cudaStreamSynchronize)
+WAITS(cudaEventSynchronize)
+DOES_NOTHING(cudaDeviceSynchronize)
 int cudaEventElapsedTime(float *ms, void *from, void *to) { return *ms = 1, 0; }
 int cudaDeviceGetStreamPriorityRange(int *least, int *most) { return *least = 0, *most = -5, 0; }
-int cudaStreamIsCapturing(void *stream, int *status) { return *status = 0, 0; }
-int cudaStreamGetCaptureInfo(void *stream, int *status) { return *status = 0, 0; }
+
+// Graphs
+int cudaStreamIsCapturing(void *stream, int *status) {
+    return *status = stream && stream == capturing, 0;
+}
+int cudaStreamGetCaptureInfo(void *stream, int *status, unsigned long long *id) {
+    if (id) *id = 1;
+    return cudaStreamIsCapturing(stream, status);
+}
+int cudaStreamBeginCapture(void *stream, int mode) { return capturing = stream, spoilt = 0; }
+int cudaStreamEndCapture(void *stream, void **graph) {
+    return capturing = 0, *graph = malloc(64), spoilt;
+}
+int cudaGraphGetNodes(void *graph, void *nodes, size_t *number) { return *number = captured, 0; }
+MAKES_HANDLE(cudaGraphInstantiate)
+MAKES_HANDLE(cudaGraphInstantiateWithFlags)
+LAUNCHES(cudaGraphLaunch)
+DOES_NOTHING(cudaGraphDestroy)
+DOES_NOTHING(cudaGraphExecDestroy)
 GIVES_INT(cudaThreadExchangeStreamCaptureMode, 0)
 
 // Kernels
