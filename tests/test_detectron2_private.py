@@ -30,7 +30,7 @@ INHERITED = {
     LVISEvaluator: {"_tasks_from_predictions", "_eval_predictions", "_predictions"},
 }  # fmt: skip
 # Private by their spelling alone.
-PUBLIC = {"_apply", "_replace", "_exit", "_target_", "_modules"}
+PUBLIC = {"_apply", "_replace", "_exit", "_target_", "_modules", "_parameters", "_buffers"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..checkpoint.checkpoint_files import last_checkpoint
 from ..detectron2_private import go_on_after, last_written
 from ..errors import StoppedError
+from ..layers.graphs import ReplayedInference
 
 
 class EventHistory(HookBase):
@@ -204,9 +205,13 @@ class EMA(HookBase):
         # At 0 the first update would copy the weights after the first step.
         self._average.n_averaged.fill_(1)
         self.model = self._average.module
+        values = (value for module in self.model.modules() for value in vars(module).values())
+        self._replayed = [each for each in values if isinstance(each, ReplayedInference)]
 
     def after_step(self) -> None:
         self._average.update_parameters(self._trained)
+        for each in self._replayed:  # the trained model's own end as it trains
+            each.clear()
 
 
 class PreciseBN(hooks.PreciseBN):

@@ -4,7 +4,7 @@ A new version may take each of these away; `tests/utils/test_torch_private.py` t
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -77,6 +77,18 @@ def graph_options(x: Tensor, dynamic: bool) -> dict[str, Any] | None:
     if dynamic and x.is_cuda and name in torch._inductor.list_options():
         return {name: False}
     return None
+
+
+def end_failed_capture(device: torch.device, pool: tuple[int, int]) -> None:
+    """Ends what the failed capture of a CUDA graph leaves behind up to torch 2.11.
+
+    Its memory would count as being allocated for the graph, and random numbers as being captured.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(RuntimeError):  # newer ones have ended it
+        torch._C._cuda_endAllocateToPool(index, pool)
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def clip_each_norm(gradients: list[Tensor], most: float, norm_type: float) -> None:

@@ -1,13 +1,17 @@
 """Which sizes are replayed, and when graphs are dropped. Capturing itself is for tests/gpu."""
 
+import contextlib
 import copy
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rope_vit_det.engine.hooks import EMA
 from rope_vit_det.layers import graphs
 from rope_vit_det.layers.graphs import ReplayedInference
 from rope_vit_det.models import create_model
@@ -17,12 +21,9 @@ class Graph:
     """Computes at a replay what the captured forward pass gives for the values there are then."""
 
     def __init__(self, forward, x, pool):
-        self.forward, self.x, self.given_pool = forward, x.clone(), pool
+        self.forward, self.x, self.pool = forward, x.clone(), pool
         self.features = {name: torch.full_like(y, torch.nan) for name, y in forward(x).items()}
         self.replays = 0
-
-    def pool(self):
-        return self.given_pool or id(self)
 
     def replay(self):
         self.replays += 1
@@ -59,6 +60,7 @@ def captured(monkeypatch):
         found.append(Graph(forward, x, pool))
         return graphs._Captured(found[-1], found[-1].x, found[-1].features)
 
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     for stream in ("current_stream", "default_stream"):
         monkeypatch.setattr(torch.cuda, stream, lambda device: "the same")
     monkeypatch.setattr(graphs, "_is_plain_inference", lambda x: is_plain(OnGPU))
@@ -85,7 +87,7 @@ def test_sizes_are_captured_when_they_come_again(captured, module):
     assert not captured
     looks(module, small, large, small, small)
     assert [graph.replays for graph in captured] == [3, 1]
-    assert captured[1].given_pool == captured[0].pool()  # they share memory
+    assert captured[1].pool is captured[0].pool  # they share memory
 
 
 def test_features_outlast_the_next_image(captured, module):
@@ -103,7 +105,10 @@ def test_weights_that_change_where_they_lie_are_seen_and_others_captured_anew(ca
     assert len(captured) == 1 and captured[0].replays == 2
     module.conv.weight.data = module.conv.weight.data * 3
     looks(module, (4, 4), (4, 4))
-    module.conv = nn.Conv2d(3, 4, 1)
+    module.conv = nn.Conv2d(3, 4, 1)  # in training, which may mean more than values
+    looks(module, (4, 4), (4, 4))
+    assert len(captured) == 2
+    module.eval()
     looks(module, (4, 4), (4, 4))
     assert [graph.replays for graph in captured] == [2, 1, 1]
 
@@ -128,7 +133,7 @@ def test_training_takes_the_memory_back(captured, module):
     looks(module, (4, 4))
     assert len(captured) == 1 and captured[0].replays == 1
     looks(module, (4, 4))
-    assert len(captured) == 2 and captured[1].given_pool is None
+    assert len(captured) == 2 and captured[1].pool is not captured[0].pool
 
 
 def test_whoever_looks_inside_sees_it_all(captured, module):
@@ -140,6 +145,10 @@ def test_whoever_looks_inside_sees_it_all(captured, module):
         module(x)
     handle.remove()
     assert len(seen) == 1
+    handle = module.register_forward_hook(lambda *args: seen.append(args))
+    looks(module, (4, 4))
+    handle.remove()
+    assert len(seen) == 2 and captured[0].replays == 2  # this one misses nothing
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(x)
     assert counter.get_total_flops() == 2 * 3 * 4 * 16
@@ -149,7 +158,7 @@ def test_whoever_looks_inside_sees_it_all(captured, module):
         traced = torch.jit.trace(module, x, strict=False, check_trace=False)
         assert torch.equal(traced(x * 2)["neck"], module.conv(x * 2))
         assert torch.equal(torch.func.vmap(module)(x[None])["neck"][0], module.conv(x))
-    assert captured[0].replays == 1
+    assert captured[0].replays == 2
 
 
 def test_the_longest_unused_is_dropped_for_memory(captured, module, monkeypatch):
@@ -169,16 +178,70 @@ def test_the_longest_unused_is_dropped_for_memory(captured, module, monkeypatch)
 
 
 def test_what_cannot_be_captured_is_told_once_and_computed(captured, module, monkeypatch, caplog):
-    def refuse(*args):
+    def refuse(forward, x, pool):
+        held.append(weakref.ref(forward(x)["neck"]))
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    def end(device, pool):
+        assert held[0]() is None and pool is not None
+
+    held = []
     monkeypatch.setattr(graphs, "capture", refuse)
+    monkeypatch.setattr(graphs, "end_failed_capture", end)
     with caplog.at_level(logging.WARNING):
         looks(module, *[(4, 4)] * 4, *[(8, 8)] * 3)
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == [
         "Inference goes on without CUDA graphs"
     ]
-    assert "not permitted" in caplog.text
+    assert "not permitted" in caplog.text and len(held) == 1
+
+
+def test_large_batches_keep_the_gpu_busy_as_they_are(captured, module, monkeypatch):
+    monkeypatch.setattr(ReplayedInference, "max_pixels", 32)
+    looks(module, *[(4, 8)] * 2, *[(4, 9)] * 3)
+    assert len(captured) == 1
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randn(3, 3, 4, 4))
+    assert len(captured) == 1
+
+
+def test_averaged_weights_leave_the_memory_to_training(captured, module):
+    average = EMA(module, 0.9)
+    looks(average.model, (4, 4), (4, 4))
+    average.after_step()
+    looks(average.model, (4, 4))
+    assert len(captured) == 1
+    looks(average.model, (4, 4))
+    assert len(captured) == 2
+
+
+def test_no_garbage_is_collected_while_capturing(monkeypatch):
+    """Some of it ends the capture as it is destroyed."""
+    seen = []
+
+    class Fake:
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: seen.append((name, gc.isenabled()))
+
+    for name in ("CUDAGraph", "current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: Fake())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+    def forward(x):
+        seen.append(("forward", gc.isenabled()))
+        if fails and not gc.isenabled():
+            raise ValueError("of the network")
+        return {"neck": x}
+
+    names = ["forward", "wait_stream", "capture_begin", "forward", "capture_end", "wait_stream"]
+    for fails in (False, True):
+        seen.clear()
+        with pytest.raises(ValueError, match="network") if fails else contextlib.nullcontext():
+            graphs.capture(forward, torch.zeros(1), None)
+        assert [name for name, _ in seen] == names[: 5 if fails else 6]
+        assert [collects for _, collects in seen[:5]] == [True, True, False, False, False]
+        assert gc.isenabled()
 
 
 def test_copies_capture_for_themselves(captured, module):
