@@ -115,8 +115,11 @@ BARS = (
         {"mode": "train_net", "of": "one GPU"}, least=25.0, quantity="images_per_s"),
     Bar("H200", "an iteration of the demo: seconds",
         {"mode": "train_net", "of": "demo"}, most=0.045),
-    Bar("H200", "one image of 1024×1024: seconds",
-        _detector("predict", "windowed", _SQUARE, 1), most=0.014),
+    *(
+        Bar("H200", f"one image of {size[0]}×{size[1]}: seconds",
+            _detector("predict", "windowed", size, 1), most=most)
+        for size, most in ((_SQUARE, 0.014), (_WIDE, 0.013))
+    ),
     Bar("H200", "predict.py, 800×1216 JPEGs to COCO's JSON, batch 8: images/s",
         {"mode": "predict_files"}, least=60.0, quantity="images_per_s"),
 )  # fmt: skip

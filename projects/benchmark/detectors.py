@@ -26,7 +26,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from projects.benchmark.bars import check_bars
-from projects.benchmark.measure import in_mode, interleaved, machine, peak_mib, today
+from projects.benchmark.measure import InMode, interleaved, machine, peak_mib, today
 from projects.benchmark.networks import CONTESTANTS, birder_net, is_installed, vitdet_net
 from rope_vit_det import add_rope_vit_config, create_model
 from rope_vit_det.engine.setup import load_config
@@ -95,7 +95,7 @@ def run_detectors(options: DetectorOptions) -> dict[str, Any]:
 
     Returns:
         A JSON-like dict: "date", "machine", "options", "absent" (peers that are not installed),
-        "failed" (what had not the memory), "measurements", "bars".
+        "failed" (what, and why), "measurements", "bars".
 
     Raises:
         InputError: an unknown name or mode, or a wrong config.
@@ -189,12 +189,12 @@ def _measure(
     device: torch.device,
     failed: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    calls = [in_mode(model, label["mode"] == "step", call) for label, model, call in cases]
+    calls = [InMode(model, label["mode"] == "step", call) for label, model, call in cases]
     times = interleaved(calls, device, repeats=repeats, warm_up=2)
     measured = []
     for (label, model, _), call, taken in zip(cases, calls, times, strict=True):
-        if taken is None:
-            failed.append({**label, "why": "more memory than the device has"})
+        if isinstance(taken, str):
+            failed.append({**label, "why": taken})
             continue
         measured.append(
             {

@@ -43,7 +43,9 @@ from rope_vit_det.data.demo import dataset as demo
 from rope_vit_det.errors import InputError, input_errors_as_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
+GPU_TESTS = ROOT / "tests" / "gpu"
 LIMIT, PART_LIMIT = 300, 120  # seconds
+NEEDED = {"training": 75, "demo": 50}  # of these, without which a part is not begun; others: 25
 COCO_IMAGES = 90_000 * 16  # that the 1x recipe trains on
 COCO_SIZES = ((480, 640), (427, 640), (640, 480), (640, 427), (375, 500), (640, 640))
 TINY = [
@@ -56,23 +58,40 @@ TINY_IMAGES = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
 Result = dict[str, Any]
 
 
+class _Clock:
+    """The time that a part has; see `run_parts`."""
+
+    end = float("inf")
+
+    def left(self, reserve: float) -> float:
+        """Seconds until there are but so many for the rest."""
+        return self.end - time.monotonic() - reserve
+
+
+CLOCK = _Clock()
+
+
 def compile_times(device: str, dry_run: bool) -> Result:
     """Seconds that COMPILE takes of the recipe's network, without caches of earlier runs."""
-    size = (64, 96) if dry_run else (1024, 1024)
-    others = [] if dry_run else [(800, 1216), (1216, 800), (800, 1088)]
+    size, second = ((64, 96), (64, 64)) if dry_run else ((1024, 1024), (800, 1216))
+    others = [] if dry_run else [second, (1216, 800)]
     name = "rope_vit_reg1_t14" if dry_run else "rope_vit_reg4_b14"
     options = NetworkOptions(name, 16, 4 if dry_run else 16, compile=True)
     if dry_run:  # the graphs, without minutes of a C++ compiler
         torch.compile = partial(torch.compile, backend="aot_eager")
     model = CONTESTANTS["windowed"].build(options).to(device)
-    measurements = []
+    measurements: list[Result] = []
 
     def measure(of: str, call: Callable[[], object]) -> None:
         first, again = (seconds(call, torch.device(device)) for _ in range(2))
         measurements.append({"mode": "compile", "of": of, "median_s": first - again})
 
-    images = torch.randn(1 if dry_run else 8, 3, *size, device=device)
-    measure("training", training_call(model.train(), images, True))
+    batch = (1 if dry_run else 8, 3)
+    images = torch.randn(*batch, *size, device=device)
+    model.net.compiled = False  # what loading CUDA's libraries takes
+    training_call(model.train(), images, True)()
+    model.net.compiled = True
+    measure("training", training_call(model, images, True))
     model.eval()
     for each in (size, *others):
         image = torch.randn(1, 3, *each, device=device)
@@ -85,7 +104,11 @@ def compile_times(device: str, dry_run: bool) -> Result:
         measure(f"inference, {each[0]}×{each[1]}", call)
     # What a training and its first evaluation wait for.
     both = sum(each["median_s"] for each in measurements[:2])
-    return {"measurements": [*measurements, {"mode": "compile", "of": "all", "median_s": both}]}
+    measurements.append({"mode": "compile", "of": "all", "median_s": both})
+    if CLOCK.left(reserve=45) > 0:  # sizes that vary, as the 1x recipe's, wait for this as well
+        images = torch.randn(*batch, *second, device=device)
+        measure("training, a second size", training_call(model.train(), images, True))
+    return {"measurements": measurements}
 
 
 def backbone(device: str, dry_run: bool) -> Result:
@@ -104,35 +127,30 @@ def backbone(device: str, dry_run: bool) -> Result:
     return results | {"table": format_report(results | {"bars": []})}
 
 
-def _detectors(
-    device: str, dry_run: bool, *, batch_sizes: Sequence[int] = (1,), **options: Any
-) -> Result:
-    """Each batch size by itself: a run has one, for which COMPILE makes its graphs."""
-    small = {"sizes": ((64, 96),), "repeats": 1, "opts": TINY} if dry_run else {}
-    results: Result = {}
-    for number, batch_size in enumerate(batch_sizes, start=1):
-        torch._dynamo.reset()
-        batch_size = number if dry_run else batch_size
-        found = run_detectors(
-            DetectorOptions(device=device, batch_sizes=(batch_size,), **(options | small))
-        )
-        for key in ("measurements", "failed") if results else ():
-            found[key] = results[key] + found[key]
-        results = found
+def _detectors(device: str, dry_run: bool, **options: Any) -> Result:
+    small: dict[str, Any] = {"sizes": ((64, 96),), "repeats": 1, "opts": TINY}
+    small |= {"batch_sizes": [min(2, each) for each in options["batch_sizes"]]}
+    torch._dynamo.reset()  # a run has one batch size, for which COMPILE makes its graphs
+    results = run_detectors(
+        DetectorOptions(device=device, **(options | (small if dry_run else {})))
+    )
     return results | {"table": format_detectors(results)}
 
 
 def step(device: str, dry_run: bool) -> Result:
     """A training step beside the peers under Detectron2's heads and step."""
     three = [DETECTORS[0], *(each for each in DETECTORS if each[1] == "Detectron2")]
-    options = {"detectors": three, "modes": ("step",), "batch_sizes": (8, 2)}
-    return _detectors(device, dry_run, **options)
+    both = _detectors(device, dry_run, detectors=three, modes=("step",), batch_sizes=(8,))
+    # What each of eight GPUs gets in the recipe.
+    alone = _detectors(device, dry_run, detectors=three[:1], modes=("step",), batch_sizes=(2,))
+    lists = {key: both[key] + alone[key] for key in ("measurements", "failed")}
+    return both | lists | {"table": format_detectors(both | lists)}
 
 
 def inference(device: str, dry_run: bool) -> Result:
     """One image at a time, ours with windows and without, beside the peers."""
     options = {"detectors": DETECTORS[:4], "modes": ("predict",), "repeats": 20}
-    options["sizes"] = ((1024, 1024), (800, 1216))
+    options |= {"sizes": ((1024, 1024), (800, 1216)), "batch_sizes": (1,)}
     return _detectors(device, dry_run, **options)
 
 
@@ -157,9 +175,8 @@ def training(device: str, dry_run: bool) -> Result:
             opts += [*TINY, *TINY_IMAGES, "SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "2"]
             opts += ["SOLVER.REFERENCE_WORLD_SIZE", "0"]
         iterations = 6 if dry_run else 40  # the first three are not timed
-        limit = PART_LIMIT - 30  # for this part's own start, and a checkpoint at the end
         arguments = [*own, "--no-rehearsal"]
-        coco = _train(work, recipe, "coco", iterations, limit, device, arguments, opts)
+        coco = _train(work, recipe, "coco", iterations, device, arguments, opts)
         coco["of"] = "one GPU"
         coco["hours_of_coco_1x"] = COCO_IMAGES / coco["images_per_s"] / 3600
         return {"measurements": [coco]}
@@ -176,9 +193,7 @@ def train_demo(device: str, dry_run: bool) -> Result:
             demo.SPLITS = splits
         opts = TINY_IMAGES if dry_run else []
         iterations = 6 if dry_run else 160
-        drawn = _train(
-            work, ROOT / "configs" / "demo.yaml", "demo", iterations, 60, device, [], opts
-        )
+        drawn = _train(work, ROOT / "configs" / "demo.yaml", "demo", iterations, device, [], opts)
         return {"measurements": [drawn | {"of": "demo"}]}
 
 
@@ -187,7 +202,6 @@ def _train(
     config: Path,
     output: str,
     iterations: int,
-    limit: float,
     device: str,
     arguments: Sequence[object],
     opts: Sequence[str],
@@ -196,11 +210,15 @@ def _train(
     fixed = ["MODEL.DEVICE", device, "OUTPUT_DIR", output, "TEST.EVAL_PERIOD", "0"]
     fixed += ["SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", 1]
     command = [ROOT / "tools" / "train_net.py", "--config-file", config, *arguments, *opts, *fixed]
-    status, printed = _run([sys.executable, "-W", "ignore", *command], limit, work, _paths(work))
+    python = [sys.executable, "-W", "ignore"]
+    # It leaves a checkpoint at its end, for which it gets some seconds more.
+    status, printed = _run([*python, *command], CLOCK.left(reserve=20), work, _paths(work))
     rows = work / output / "metrics.json"
     lines = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     timed = [row for row in lines if "time" in row]
-    if not timed or status not in (0, None):
+    taken = lines[-1].get("iteration", iterations) if timed else 0
+    # A median of fewer has the compiler in it.
+    if not timed or status not in (0, None) or (status is None and taken < 20):
         raise InputError(f"train_net.py of {config.name}, status {status}: {printed[-2000:]}")
     images = int(re.search(r"IMS_PER_BATCH: (\d+)", (work / output / "config.yaml").read_text())[1])
     last = timed[-1]  # medians; the first rows have the compiler in them
@@ -209,7 +227,7 @@ def _train(
         "median_s": last["time"],
         "data_s": last["data_time"],
         "images_per_s": images / last["time"],
-        "iterations": lines[-1].get("iteration", iterations),
+        "iterations": taken,
         "finished": status == 0,
     }
 
@@ -219,7 +237,10 @@ def predict(device: str, dry_run: bool) -> Result:
     with TemporaryDirectory() as folder:
         work = Path(folder)
         size = (64, 96) if dry_run else (800, 1216)
-        _, images = _write_coco(work, "images", 4 if dry_run else 240, [size])
+        _, images = _write_coco(work, "images", 4 if dry_run else 96, [size])
+        for file in [] if dry_run else [*images.iterdir()]:
+            for i in range(9):  # so many that the first batch, which loads CUDA's libraries, is few
+                os.link(file, file.with_stem(f"{file.stem}_{i}"))
         opts = [*TINY, *TINY_IMAGES] if dry_run else []
         each: Detector = build_detector("windowed", "recipe", DetectorOptions(opts=opts))
         (work / "config.yaml").write_text(each.cfg.dump())
@@ -231,7 +252,7 @@ def predict(device: str, dry_run: bool) -> Result:
         command += ["--json", work / "found.json", "--batch-size", "2" if dry_run else "8"]
         command += ["--device", device, "--bf16", "--opts", "TEST.DETECTIONS_PER_IMAGE", "7"]
         python = [sys.executable, "-W", "ignore"]
-        status, printed = _run([*python, *command], PART_LIMIT, work, _paths(work))
+        status, printed = _run([*python, *command], CLOCK.left(reserve=5), work, _paths(work))
         rates = re.search(r"([\d.]+) images/s with .*, ([\d.]+) images/s in the det", printed)
         if status != 0 or not rates:
             raise InputError(f"predict.py, status {status}: {printed[-2000:]}")
@@ -244,11 +265,16 @@ def tests(file: str, device: str, dry_run: bool) -> Result:
     """A file of tests/gpu."""
     more = {"GPU_TESTS": "cpu"} if dry_run else {}
     pytest = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-n0", "-rfEs"]
-    status, printed = _run([*pytest, f"tests/gpu/{file}"], None, ROOT, more)
+    # pytest tells at a Ctrl-C how far it came, and ends what its tests have started.
+    limit = CLOCK.left(reserve=20)
+    status, printed = _run([*pytest, GPU_TESTS / file], limit, ROOT, more, stop=signal.SIGINT)
     print(printed)
     lines = [line for line in printed.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
-    return {"status": status, "measurements": [], "table": "\n".join([*told, lines[-1]])}
+    if status is None:
+        told.append(f"stopped after {limit:.0f} s")
+    table = "\n".join([*told, lines[-1]])
+    return {"status": 1 if status is None else status, "measurements": [], "table": table}
 
 
 PARTS: dict[str, Callable[[str, bool], Result]] = {
@@ -295,11 +321,19 @@ def _write_coco(
 
 
 def _paths(work: Path) -> dict[str, str]:
-    return {"DETECTRON2_DATASETS": str(work), "PYTHONPATH": str(ROOT)}
+    return {"DETECTRON2_DATASETS": str(work), "PYTHONPATH": _python_path()}
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def _run(
-    command: Sequence[object], limit: float | None, folder: Path, more: dict[str, str]
+    command: Sequence[object],
+    limit: float,
+    folder: Path,
+    more: dict[str, str],
+    stop: signal.Signals = signal.SIGTERM,
 ) -> tuple[int | None, str]:
     """A command's status, None where the time was over, and what it printed."""
     process = subprocess.Popen(
@@ -312,15 +346,15 @@ def _run(
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=limit)
+        printed, _ = process.communicate(timeout=None if limit == float("inf") else limit)
         return process.returncode, printed
     except subprocess.TimeoutExpired:
-        process.terminate()  # a part ends what it has started
+        process.send_signal(stop)  # a part ends what it has started
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=15)
         return None, _kill(process)
     except BaseException:
-        _kill(process)
+        print(_kill(process))
         raise
 
 
@@ -354,23 +388,27 @@ def run_parts(parts: Sequence[str], out: Path, device: str, dry_run: bool) -> in
     lines, wrong = [], False
     with TemporaryDirectory() as caches:
         # "compile" comes first, and compiles from nothing; those behind it need not.
-        more = {"TORCHINDUCTOR_CACHE_DIR": caches, "PYTHONPATH": str(ROOT)}
+        more = {"TORCHINDUCTOR_CACHE_DIR": caches, "PYTHONPATH": _python_path()}
         for name in sorted(parts, key=list(PARTS).index):
             (out / f"{name}.json").unlink(missing_ok=True)
             left = LIMIT - (time.perf_counter() - start)
-            if left < 20 and not dry_run:
+            if left < NEEDED.get(name, 25) and not dry_run:
                 lines.append(f'{name}: left out, {LIMIT} s are over: make gpu PARTS="{name}"')
                 wrong = True
                 continue
-            limit = None if dry_run else min(PART_LIMIT, left)
+            limit = float("inf") if dry_run else min(PART_LIMIT, left)
             command = [sys.executable, "-W", "ignore", "-m", __spec__.name, "--parts", name]
-            command += ["--out", str(out.resolve()), "--here", *(["--dry-run"] if dry_run else [])]
+            command += ["--out", out.resolve(), "--here", limit]
+            command += ["--dry-run"] if dry_run else []
             begun = time.perf_counter()
             status, printed = _run(command, limit, ROOT, more)
             (out / f"{name}.txt").write_text(printed)
             taken = f"{time.perf_counter() - begun:.0f} s"
+            failed = _read(out, name).get("failed", []) if status == 0 else []
             if status == 0:
-                lines.append(f"{name}: {taken}")
+                said = ", ".join(f"{each['network']} failed: {each['why']}" for each in failed)
+                lines.append(f"{name}: {taken}{said and '; '}{said}")
+                wrong |= bool(failed)
             else:
                 what = "stopped" if status is None else f"failed with status {status}"
                 last = (printed.strip().splitlines() or ["nothing printed"])[-1]
@@ -388,10 +426,9 @@ def format_parts(out: Path, lines: Sequence[str], device: str) -> str:
     text, measurements = [*lines], []
     kind = f"{device} "
     for name in PARTS:
-        file = out / f"{name}.json"
-        if not file.exists():
+        result = _read(out, name)
+        if not result or not result["machine"]["kind"].startswith(device):
             continue
-        result = json.loads(file.read_text())
         kind = result["machine"]["kind"]
         measurements += result["measurements"]
         text += ["", f"## {name}, {result['date']}, {result['machine']['device']}", ""]
@@ -400,6 +437,12 @@ def format_parts(out: Path, lines: Sequence[str], device: str) -> str:
     kind = kind if kind.startswith("cuda") else "cuda"
     measured = measurements if device.startswith("cuda") else []
     return "\n".join([*text, "", format_bars(check_bars(measured, kind, all_of_them=True))])
+
+
+def _read(out: Path, name: str) -> Result:
+    file = out / f"{name}.json"
+    result: Result = json.loads(file.read_text()) if file.exists() else {}
+    return result
 
 
 def _plain_table(measurements: Sequence[Result]) -> str:
@@ -413,18 +456,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    add("--out", type=Path, default=Path("output/gpu"), help="default: %(default)s")
+    add("--out", type=Path, help="default: output/gpu, with --dry-run output/gpu_dry_run")
     add("--dry-run", action="store_true", help="on the CPU, at tiny sizes")
-    add("--here", action="store_true", help=argparse.SUPPRESS)
+    add("--here", type=float, help=argparse.SUPPRESS)  # seconds for a part in this process
     args = parser.parse_args()
     device = "cpu" if args.dry_run else "cuda"
     if args.here:
+        CLOCK.end = time.monotonic() + args.here
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         run_part(args.parts[0], args.out, device, args.dry_run)
         return
     if not args.dry_run and not torch.cuda.is_available():
         raise InputError("no GPU is visible here; --dry-run goes through all of it on the CPU")
-    sys.exit(run_parts(args.parts, args.out, device, args.dry_run))
+    out = args.out or Path("output/gpu_dry_run" if args.dry_run else "output/gpu")
+    sys.exit(run_parts(args.parts, out, device, args.dry_run))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import gc
 import platform
 import resource
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,20 @@ def training_call(model: nn.Module, image: Tensor, bf16: bool) -> Callable[[], N
     return call
 
 
-def in_mode(model: nn.Module, train: bool, call: Callable[[], object]) -> Callable[[], object]:
-    """The call, with the model in training or evaluation mode."""
+@dataclass(frozen=True)
+class InMode:
+    """A call with the model in training or evaluation mode; switching to it is not timed."""
 
-    def switched() -> object:
-        model.train(train)
-        return call()
+    model: nn.Module
+    train: bool
+    call: Callable[[], object]
 
-    return switched
+    def prepare(self) -> None:
+        self.model.train(self.train)
+
+    def __call__(self) -> object:
+        self.prepare()
+        return self.call()
 
 
 def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callable[[], None], int]:
@@ -89,7 +97,11 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
     @torch.inference_mode()
     def call() -> None:
         for layer in layers:  # as the blocks run them in inference
-            parts = inputs[layer.in_features].chunk(-(-tokens // cpu._PART_TOKENS), dim=1)
+            x = inputs[layer.in_features]
+            if device.type != "cpu":
+                layer(x)
+                continue
+            parts = x.chunk(-(-tokens // cpu._PART_TOKENS), dim=1)
             torch.cat([cpu.linear(layer, part) for part in parts], dim=1)
 
     return call, 2 * tokens * sum(layer.weight.numel() for layer in layers)
@@ -97,6 +109,9 @@ def linear_layers_call(net: nn.Module, tokens: int, bf16: bool) -> tuple[Callabl
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
     """Duration of one call."""
+    if isinstance(call, InMode):
+        call.prepare()
+        call = call.call
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -112,25 +127,29 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def interleaved(
     calls: Sequence[Callable[[], object]], device: torch.device, *, repeats: int, warm_up: int = 1
-) -> list[list[float] | None]:
+) -> list[list[float] | str]:
     """Seconds of every call in each round; a round makes every call once.
 
     Args:
         warm_up: rounds before these, whose times do not count.
 
     Returns:
-        For each call its times; None where the device had not the memory for it.
+        For each call its times; or why it failed, as the others go on.
     """
-    times: list[list[float] | None] = [[] for _ in calls]
+    times: list[list[float] | str] = [[] for _ in calls]
     for turn in range(-warm_up, repeats):
         for i, call in enumerate(calls):
             taken = times[i]
-            if taken is None:
+            if isinstance(taken, str):
                 continue
             try:
                 duration = seconds(call, device)
             except torch.OutOfMemoryError:
-                times[i] = None
+                times[i] = "more memory than the device has"
+                continue
+            except RuntimeError as error:  # of the compiler's, too
+                traceback.print_exc()
+                times[i] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
                 continue
             if turn >= 0:
                 taken.append(duration)
@@ -152,14 +171,16 @@ def resident_peak_mib(call: Callable[[], object]) -> float:
 def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
     """Peak memory of one call beyond what was held before it, in MiB.
 
-    On a GPU the allocator's, on Linux the resident memory's; None where neither can be had.
+    On a GPU the allocator's, without CUDA graphs, which hold as much all the time; on Linux the
+    resident memory's; None where neither can be had.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        call()
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # ours are for the default one
+            call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:

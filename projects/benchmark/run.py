@@ -1,5 +1,6 @@
 """The rounds of a benchmark: every network after every other, again and again."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -9,8 +10,8 @@ import torch
 
 from projects.benchmark.bars import check_bars
 from projects.benchmark.measure import (
+    InMode,
     forward_call,
-    in_mode,
     interleaved,
     linear_layers_call,
     machine,
@@ -75,7 +76,7 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
 
     Returns:
         A JSON-like dict: "date", "machine", "options", "absent" (peers that are not installed),
-        "failed" (what the memory was too small for), "output_difference" (global against birder),
+        "failed" (what was not measured, and why), "output_difference" (global against birder),
         "matrix_rate", "measurements", "bars".
 
     Raises:
@@ -108,18 +109,15 @@ def run_benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     rates = [
         {**case.label, "gflops": case.flops / median(taken) / 1e9}
         for case, taken in zip(floors, times, strict=False)
-        if taken
+        if not isinstance(taken, str)
     ]
     measurements, failed = [], []
     for case, taken in zip(cases, times[len(floors) :], strict=True):
-        if taken is None:
-            failed.append({**case.label, "why": "more memory than the device has"})
+        if isinstance(taken, str):
+            failed.append({**case.label, "why": taken})
             continue
-        (rate,) = (
-            r["gflops"]
-            for r in rates
-            if (r["precision"], r["grid"]) == (case.label["precision"], case.label["grid"])
-        )
+        own = (case.label["precision"], case.label["grid"])
+        rate = next((r["gflops"] for r in rates if (r["precision"], r["grid"]) == own), math.nan)
         measurements.append(
             {
                 **case.label,
@@ -178,7 +176,7 @@ def _cases(
                     }
                     run = compiled_models[name] if compiled else model
                     make = forward_call if mode == "forward" else training_call
-                    call = in_mode(run, mode == "training", make(run, image, precision == "bf16"))
+                    call = InMode(run, mode == "training", make(run, image, precision == "bf16"))
                     cases.append(_Case(label, call, flops * (1 if mode == "forward" else 3)))
     return cases
 
