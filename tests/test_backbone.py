@@ -232,6 +232,16 @@ def test_every_backbone_checks_before_it_reads(detector_cfg, name, spoil, messag
         build_backbone(detector_cfg)
 
 
+@pytest.mark.parametrize(("blocks", "warns"), [(None, True), ([3], False), ([], False)])
+def test_windows_that_no_block_has_are_told(detector_cfg, caplog, blocks, warns):
+    """Of four blocks, each is the last one of a quarter."""
+    options = detector_cfg.MODEL.ROPE_VIT
+    options.NAME, options.WINDOW_SIZE = "rope_vit_reg4_demo16", 8
+    options.GLOBAL_BLOCKS = blocks
+    build_backbone(detector_cfg)
+    assert ("WINDOW_SIZE (8) changes nothing: all 4 blocks are global" in caplog.text) is warns
+
+
 @pytest.mark.parametrize(
     ("recipe", "device", "compiles"),
     [(RECIPE, "cuda", True), (RECIPE, "cpu", False), (DEMO_CONFIG, "cuda", False)],

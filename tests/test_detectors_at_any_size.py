@@ -18,6 +18,7 @@ def cfg(detector_cfg) -> CfgNode:
     """A Mask R-CNN with windows that finds something with random weights."""
     detector_cfg.MODEL.ROPE_VIT.NAME = "rope_vit_reg4_demo16"
     detector_cfg.MODEL.ROPE_VIT.WINDOW_SIZE = 6
+    detector_cfg.MODEL.ROPE_VIT.GLOBAL_BLOCKS = [3]
     detector_cfg.MODEL.FPN.OUT_CHANNELS = 32
     detector_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
     detector_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0

@@ -114,7 +114,7 @@ def test_use_rope_vit_puts_the_overlays_backbone_there(name):
     cfg.merge_from_file(str(ZOO / name), allow_unsafe=True)
     use_rope_vit(cfg, network="rope_vit_reg4_demo16")
     # Windows, norms and the optimizer are the overlay's own choice.
-    cfg.MODEL.ROPE_VIT.WINDOW_SIZE, cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE = 16, "LN", "cpu"
+    cfg.MODEL.ROPE_VIT.WINDOW_SIZE, cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE = 16, "FastLN", "cpu"
     assert str(build_backbone(cfg)) == str(build_backbone(expected))
     for key in cfg.MODEL.keys() - {"BACKBONE", "WEIGHTS", "PIXEL_MEAN", "PIXEL_STD"}:
         assert cfg.MODEL[key] == expected.MODEL[key], key

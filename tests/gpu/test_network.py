@@ -109,7 +109,8 @@ def test_checkpointing_gives_the_same_gradients_in_less_memory(build, device, ex
     gradients, peaks = [], []
     for checkpoint in (False, True):
         torch.manual_seed(0)
-        arguments = dict(window_size=window, activation_checkpoint=checkpoint, drop_path_rate=0.2)
+        arguments = dict(window_size=window, global_blocks=[3], drop_path_rate=0.2)
+        arguments |= dict(activation_checkpoint=checkpoint)
         net = build("rope_vit_reg4_demo16", **arguments).train()
         if device.type == "cuda":
             held = torch.cuda.memory_allocated()
@@ -144,7 +145,7 @@ def test_the_host_never_waits_in_the_network(build, device, options):
     if options.get("compile") and REHEARSED:
         pytest.skip("there is nothing to wait for on the CPU")
     arguments = dict(drop_path_rate=0.2, rescale_coords=2.0) if not options.get("compile") else {}
-    net = build("rope_vit_reg4_demo16", **options, **arguments)
+    net = build("rope_vit_reg4_demo16", global_blocks=[3], **options, **arguments)
     x = torch.randn(2, 3, 160, 224, device=device)
     for train in (True, False):
         net.train(train)
@@ -164,7 +165,7 @@ def compiled(build, monkeypatch):
         monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k, backend="aot_eager"))
 
     def pair(window):
-        arguments = dict(window_size=window, drop_path_rate=0.2)
+        arguments = dict(window_size=window, global_blocks=[3], drop_path_rate=0.2)
         eager = build("rope_vit_reg4_demo16", **arguments)
         net = build("rope_vit_reg4_demo16", compile=True, **arguments)
         net.load_state_dict(move_off_initial_values(eager).state_dict())
@@ -196,13 +197,13 @@ def test_compiled_training_is_the_eager_one(compiled, device, exact, window):
 def test_compiled_inference_is_the_eager_one(compiled, device, exact, window):
     net, eager = compiled(window)
     net.eval(), eager.eval()
-    for height, width in ((8, 12), (7, 10), (3, 9), (11, 50)):
+    for height, width in ((8, 12), (11, 50)):
         x = torch.randn(1, 3, height * 16, width * 16, device=device)
         with torch.inference_mode():
             expected = _neck(eager, x)
             assert relative_difference(_neck(net, x), expected) < 1e-4, (height, width)
-            with torch.autocast(device.type, torch.bfloat16):
-                half = _neck(net, x).float()
-        assert relative_difference(half, expected) < 0.1, (height, width)
-    # A window's grid can have few kinds of windows; each precision has graphs of its own.
-    assert counters["stats"]["unique_graphs"] <= (2 if window == 0 else 10)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        half = _neck(net, x).float()
+    assert relative_difference(half, expected) < 0.1
+    # Windows of one kind and of four, and the global blocks; each precision has graphs of its own.
+    assert counters["stats"]["unique_graphs"] == (2 if window == 0 else 5)

@@ -18,7 +18,7 @@ SMALL = "rope_vit_reg4_demo16"
 
 
 def small_model(**kwargs):
-    return move_off_initial_values(create_model(SMALL, **kwargs))
+    return move_off_initial_values(create_model(SMALL, global_blocks=[3], **kwargs))
 
 
 def assert_serves(model, sizes):
@@ -33,13 +33,13 @@ def assert_serves(model, sizes):
 
 
 def test_one_model_serves_all_sizes():
-    model = small_model(window_size=16, global_blocks=[3], pt_grid_size=(16, 16))
+    model = small_model(window_size=16, pt_grid_size=(16, 16))
     assert_serves(model, [(64, 64), (512, 2048), (16, 2048), (800, 608), (64, 64), (16, 16)])
 
 
 @pytest.mark.slow
 def test_one_model_serves_64_to_2048_pixels():
-    model = small_model(window_size=16, global_blocks=[3])
+    model = small_model(window_size=16)
     assert_serves(model, [(64, 64), (2048, 2048), (1216, 800), (2048, 64), (64, 64)])
 
 
@@ -168,7 +168,8 @@ def _train_in_parallel(rank: int, folder: str, compile: bool) -> None:
     )
     real = torch.compile
     torch.compile = lambda *a, **k: real(*a, **k, backend="aot_eager")
-    kwargs = dict(window_size=4, compile=compile, activation_checkpoint=compile)
+    kwargs = dict(window_size=4, global_blocks=[3])
+    kwargs |= dict(compile=compile, activation_checkpoint=compile)
     net = _Neck(create_model(SMALL, **kwargs, features_only=True))
     net.load_state_dict(torch.load(f"{folder}/weights.pth"))
     model = DistributedDataParallel(net)
