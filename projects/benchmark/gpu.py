@@ -129,7 +129,7 @@ def backbone(device: str, dry_run: bool) -> Result:
 
 def _detectors(device: str, dry_run: bool, **options: Any) -> Result:
     small: dict[str, Any] = {"sizes": ((64, 96),), "repeats": 1, "opts": TINY}
-    small |= {"batch_sizes": [min(2, each) for each in options["batch_sizes"]]}
+    small |= {"batch_sizes": [max(1, each // 4) for each in options["batch_sizes"]]}
     torch._dynamo.reset()  # a run has one batch size, for which COMPILE makes its graphs
     results = run_detectors(
         DetectorOptions(device=device, **(options | (small if dry_run else {})))
