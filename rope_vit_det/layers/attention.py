@@ -1,6 +1,7 @@
 """Multi-head self-attention with rotary positions, over the whole grid or over windows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -114,6 +115,21 @@ class RotaryAttention(nn.Module):
         y, x = positions[0, :, :, None, None].unbind(1)  # (N, 1, 1)
         angles = y * self.frequencies[0].float() + x * self.frequencies[1].float()
         return rotary_table(angles, self.rotation, "repeated")
+
+
+@contextmanager
+def kernels_for_any_size() -> Iterator[None]:
+    """Keeps cuDNN's attention out, which builds a plan for every shape that it meets.
+
+    That takes tens of milliseconds and more each, of which a grid with windows has a dozen: more
+    than the faster kernels gain before the next size comes.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

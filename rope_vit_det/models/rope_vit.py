@@ -4,6 +4,7 @@ Parameter names and shapes are birder's (`birder.net.rope_vit`), so weights go b
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers.attention import QKVBias
+from ..layers.attention import QKVBias, kernels_for_any_size
 from ..layers.cpu import is_slow_bf16_autocast
 from ..layers.graphs import is_building_graph
 from ..layers.lora import add_adapter
@@ -369,33 +370,42 @@ class RoPEViT(nn.Module):
         window_rope = windows = None
         if window is not None:
             window_rope, windows = table(window=window), window_groups(grid, window)
-        run = _run_block
+        run, is_any_size = _run_block, self._is_any_size(x)
         if self.compiled and not is_building_graph():
-            run = self._compiled_block(x)
+            run = self._compiled_block(x, is_any_size)
         # In a network that was cast to bf16, the sum of all branches is what rounding hurts most.
         dtype = x.dtype
         x = x.to(torch.promote_types(dtype, torch.float32))
         recompute = self.activation_checkpoint and torch.is_grad_enabled()
-        for i, block in enumerate(self.encoder.block):
-            if windows is None or i in self.global_blocks:
-                x = run(block, recompute, x, global_rope)
-            else:
-                x = run(block, recompute, x, window_rope, windows)
+        with kernels_for_any_size() if is_any_size else nullcontext():
+            for i, block in enumerate(self.encoder.block):
+                if windows is None or i in self.global_blocks:
+                    x = run(block, recompute, x, global_rope)
+                else:
+                    x = run(block, recompute, x, window_rope, windows)
         return x.to(dtype), grid
 
-    def _compiled_block(self, x: Tensor) -> Callable[..., Tensor]:
+    def _is_any_size(self, x: Tensor) -> bool:
+        """Whether what is made for this size of tokens should serve others.
+
+        In training it need not while there is but one size, as with large-scale jitter.
+        """
+        if is_building_graph():  # whose kernels belong to whoever builds it
+            return False
+        if self.training and len(self._trained_shapes) < 2:
+            self._trained_shapes.add(tuple(x.shape))
+        return not self.training or self._trained_shapes != {tuple(x.shape)}
+
+    def _compiled_block(self, x: Tensor, dynamic: bool) -> Callable[..., Tensor]:
         """:func:`_run_block` as a graph that all blocks share.
 
-        In training it is made for one size while there is but one, as with large-scale jitter, else
-        for any: to a block, a size is a number of tokens. What draws random numbers by a block's
-        own rate stays outside, as do stem, position table and rotary tables.
+        To a block, a size is a number of tokens. What draws random numbers by a block's own rate
+        stays outside, as do stem, position table and rotary tables.
 
         Args:
             x: (B, S + N, C), of the first block.
+            dynamic: whether it is for any size.
         """
-        if self.training and len(self._trained_shapes) < 2:
-            self._trained_shapes.add(tuple(x.shape))
-        dynamic = not self.training or self._trained_shapes != {tuple(x.shape)}
         if dynamic not in self._compiled_blocks:
             self._compiled_blocks[dynamic] = torch.compile(
                 _run_block, fullgraph=True, dynamic=dynamic, options=graph_options(x, dynamic)
@@ -506,9 +516,14 @@ class RoPEViT(nn.Module):
 
 def _run_block(block: EncoderBlock, recompute: bool, *args: Any) -> Tensor:
     """A block, whose activations are kept for the backward pass or computed again there."""
-    if recompute:
+    if not recompute:
+        return block(*args)
+    if torch.compiler.is_compiling():  # the graph has the kernels that it was made with
         return checkpoint(block, *args, use_reentrant=False)
-    return block(*args)
+    again = nullcontext if torch.backends.cuda.cudnn_sdp_enabled() else kernels_for_any_size
+    return checkpoint(
+        block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+    )
 
 
 def _poolings(class_token: bool) -> Rule:

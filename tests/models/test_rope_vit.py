@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import move_off_initial_values, relative_difference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -202,6 +203,36 @@ def test_freeze_stops_stem_tokens_positions_and_first_blocks():
             ValueError, match=r"freeze_blocks must be 0 .nothing is frozen., 1 to 12"
         ):
             model.freeze(wrong)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_cudnns_plans_are_for_training_at_one_size(monkeypatch, recompute):
+    """Its attention builds one for every shape; recomputed blocks have the kernels they had."""
+    seen = []
+    attention = F.scaled_dot_product_attention
+
+    def spy(*args):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*args)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(cpu_kernels, "_ENABLED", False)
+    monkeypatch.setattr(cpu_kernels, "_ENABLED_IN_INFERENCE", False)
+    model = create_model("rope_vit_reg4_demo16", activation_checkpoint=recompute).train()
+
+    def look(side):
+        seen.clear()
+        y = model.detection_features(torch.randn(1, 3, side, 64))["neck"]
+        if model.training:
+            y.sum().backward()
+            assert len(seen) == (8 if recompute else 4)
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        return set(seen)
+
+    assert [look(side) for side in (64, 64, 96, 64)] == [{True}, {True}, {False}, {False}]
+    model.eval()
+    with torch.inference_mode():
+        assert look(64) == {False}
 
 
 @pytest.mark.parametrize("training", [True, False])
