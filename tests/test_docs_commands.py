@@ -190,7 +190,8 @@ def run(command: Command, folder: Path) -> subprocess.CompletedProcess:
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "ignore",
     }
-    arguments = [*shlex.split(command.text), *shlex.split(added)]
+    text = command.text.replace("$PWD", str(folder))  # as a shell has it
+    arguments = [*shlex.split(text), *shlex.split(added)]
     return subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
