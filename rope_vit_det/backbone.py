@@ -240,6 +240,13 @@ def create_backbone(
     allowed_blocks = f"0 to {depth - 1} beside LoRA's adapters"
     check_argument("freeze_blocks", freeze_blocks, learns, allowed_blocks)
     net.freeze(freeze_blocks)
+    if net.window_size and len(net.global_blocks) == depth:
+        logger.warning(
+            "MODEL.ROPE_VIT.WINDOW_SIZE (%d) changes nothing: all %d blocks are global; "
+            "MODEL.ROPE_VIT.GLOBAL_BLOCKS says which are",
+            net.window_size,
+            depth,
+        )
     return net
 
 
@@ -266,13 +273,6 @@ def build_net(cfg: CfgNode, *, own_stride: bool = False) -> RoPEViTBackbone:
         key = "MODEL.ROPE_VIT." + error.name.upper().replace("LORA_", "LORA.")
         value = get_key(cfg, key)
         raise InputError(f"{key} is {value!r}; allowed: {error.allowed}") from None
-    if options.WINDOW_SIZE and len(net.global_blocks) == len(net.encoder.block):
-        logger.warning(
-            "MODEL.ROPE_VIT.WINDOW_SIZE (%d) changes nothing: all %d blocks are global; "
-            "MODEL.ROPE_VIT.GLOBAL_BLOCKS says which are",
-            options.WINDOW_SIZE,
-            len(net.encoder.block),
-        )
     if options.CHECK_WEIGHTS:
         net.settings = compared_settings(cfg)
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0:

@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from helpers import DEMO_CONFIG, detector_input, relative_difference
 
 from rope_vit_det import add_rope_vit_config
+from rope_vit_det.backbone import create_backbone
 from rope_vit_det.errors import InputError
 from rope_vit_det.pyramids import check_features, uses_all_parameters
 
@@ -240,6 +241,9 @@ def test_windows_that_no_block_has_are_told(detector_cfg, caplog, blocks, warns)
     options.GLOBAL_BLOCKS = blocks
     build_backbone(detector_cfg)
     assert ("WINDOW_SIZE (8) changes nothing: all 4 blocks are global" in caplog.text) is warns
+    caplog.clear()
+    create_backbone(options.NAME, window_size=8, global_blocks=blocks)  # as a LazyConfig does
+    assert ("changes nothing" in caplog.text) is warns
 
 
 @pytest.mark.parametrize(

@@ -113,16 +113,16 @@ class ReplayedInference:
             if addresses != self._addresses:
                 self._graphs.clear()
                 self._addresses = addresses
-            if size in self._graphs and self._is_captured(size, forward, x):
+            if size in self._graphs and self._ensure_captured(size, forward, x):
                 return self._replay(size, x)
             if self._works:
                 self._graphs[size] = None  # the next one is captured
         return forward(x)
 
-    def _is_captured(
+    def _ensure_captured(
         self, size: Hashable, forward: Callable[[Tensor], Features], x: Tensor
     ) -> bool:
-        """Whether there is a graph of this size, after it was captured if need be."""
+        """Captures a graph of this size where there is none; whether there is one then."""
         if self._graphs[size] is not None:
             return True
         if not any(self._graphs.values()):  # else it is shared

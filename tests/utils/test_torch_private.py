@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.utils.flop_counter import FlopCounterMode
 
 from rope_vit_det.utils import torch_private
 
@@ -48,6 +49,20 @@ def test_a_marked_size_makes_no_new_graph():
             torch_private.mark_dynamic(x, [0])
             assert compiled(x).sum() == size * size
     assert len(graphs) == 1
+
+
+def test_a_mode_that_sees_operations_is_seen():
+    assert not torch_private.are_operations_watched()
+    with FlopCounterMode(display=False):
+        assert torch_private.are_operations_watched()
+    assert not torch_private.are_operations_watched()
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+def test_what_ends_a_failed_capture_is_there():
+    """tests/models/test_compile_for_gpus.py calls it, which takes minutes."""
+    used = (torch._C, "_cuda_endAllocateToPool"), (torch.Generator, "graphsafe_set_state")
+    assert not [name for owner, name in used if not hasattr(owner, name)]
 
 
 @pytest.mark.parametrize(
